@@ -1,0 +1,64 @@
+//! Ports, vocabulary, in-memory adapters and conformance suites for AI products split in two: a **storefront** in the cloud and a **kitchen** on a
+//! machine you own, which share nothing but a queue and a bucket.
+//!
+//! # Ports
+//! | trait | what it is | in memory |
+//! |---|---|---|
+//! | [`ArtifactStore`] | objects that are created once and never changed | [`memory::MemoryStore`] |
+//! | [`JobQueue`] | at-least-once delivery under leases | [`memory::MemoryQueue`] |
+//! | [`InferenceBackend`] | a model that answers requests of one [`Task`] | [`memory::ScriptedBackend`] |
+//! | [`Trainer`] | plan in, candidate out | |
+//! | [`Outbox`], [`Clock`], [`IdSource`], [`Signer`], [`ModelLoader`], [`Progress`] | the smaller ones | |
+//!
+//! This crate knows no cloud provider, no tensor library, no database, no file system and no runtime.
+//!
+//! # Features
+//! | feature | what it adds |
+//! |---|---|
+//! | `conformance` | [`conformance`]: suites that prove an adapter keeps its port's contract |
+
+mod context;
+mod document;
+mod error;
+mod id;
+pub mod inference;
+mod judgment;
+pub mod memory;
+mod model;
+mod money;
+mod outbox;
+mod progress;
+mod queue;
+mod store;
+pub mod task;
+mod time;
+mod trainer;
+mod verdict;
+
+#[cfg(feature = "conformance")]
+pub mod conformance;
+
+pub use context::{CallContext, Cancellation, DataPolicy, Locality};
+pub use document::Document;
+pub use error::{Error, ErrorKind, Result};
+pub use id::{
+    ChannelName, DatasetName, Digest, Hasher, JobId, JobKind, JudgmentId, ModelName, RequestId, TenantId, WriterId,
+};
+pub use inference::{
+    BackendProfile, BoxFuture, BoxStream, Event, InferenceBackend, Limits, Note, Reply, ReplyMeta, ServedModel, Task,
+};
+pub use judgment::{DatasetRef, Judgment, Segment, SegmentRef, dataset_prefix, fold_judgments, segment_key};
+pub use model::{ChunkRef, FileEntry, FileName, Lineage, Manifest, ModelLoader, Requirements, Signer};
+pub use money::{Currency, Money, Price, Usage};
+pub use outbox::Outbox;
+pub use progress::{NoProgress, Progress, ProgressEvent, ProgressFn};
+pub use queue::{
+    DeadLetter, DeadLetters, Delivery, Depth, Guarantees, JobQueue, JobQueueExt, MAX_BODY_BYTES, MAX_DELAY, MessageId, NewMessage,
+    ReceiveOptions, Receipt, check_delay,
+};
+pub use store::{
+    ArtifactStore, ArtifactStoreExt, Key, ListOptions, MAX_OBJECT_BYTES, ObjectMeta, ReadOptions, check_object_size, checked_range,
+};
+pub use time::{Clock, IdSource, ManualClock, Monotonic, SeededIds, SystemClock, SystemIds, Timestamp};
+pub use trainer::{BaseModel, Candidate, CandidateFile, CandidateOutput, TrainPlan, TrainRun, Trainer, TrainerProfile};
+pub use verdict::{Interval, Verdict, VerdictRecord};

@@ -1,0 +1,11 @@
+//! Adapters that keep everything in memory: references for the contracts, and parts for tests.
+
+mod backend;
+mod outbox;
+mod queue;
+mod store;
+
+pub use backend::ScriptedBackend;
+pub use outbox::MemoryOutbox;
+pub use queue::{MemoryQueue, MemoryQueueOptions};
+pub use store::MemoryStore;

@@ -1,0 +1,27 @@
+//! The outbox port: what must reach the bucket some day, kept on this machine until it has.
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::Result;
+
+/// A durable, ordered list of records on this machine.
+///
+/// # Behavior
+/// - A record is durable when [`append`](Self::append) returns its number. Numbers grow and are never used again, also after a restart.
+/// - [`pending`](Self::pending) answers with the oldest records, in order of their numbers, and changes nothing: a drain that dies is repeated.
+/// - [`remove`](Self::remove) drops the records up to and with the number given; what is gone already is no error.
+/// - A full disk is [`StorageFull`](crate::ErrorKind::StorageFull) and leaves earlier records whole.
+#[async_trait]
+pub trait Outbox: Debug + Send + Sync + 'static {
+    /// Adds a record and makes it durable; answers with its number.
+    async fn append(&self, record: Bytes) -> Result<u64>;
+    /// The oldest records, at most `max`.
+    async fn pending(&self, max: usize) -> Result<Vec<(u64, Bytes)>>;
+    /// Drops the records up to and with `number`.
+    async fn remove(&self, number: u64) -> Result<()>;
+    /// How many records wait.
+    async fn len(&self) -> Result<u64>;
+}
