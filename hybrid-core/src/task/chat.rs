@@ -1,5 +1,6 @@
 //! Chat: the next message of a conversation.
 
+mod block;
 mod delta;
 mod fold;
 mod message;

@@ -38,8 +38,8 @@ pub use media::{
     AudioPart, DocumentPart, DocumentSource, ImageDetail, ImagePart, MediaSource, SearchResult, VideoPart,
 };
 pub use transcribe::{
-    Chunking, Segment, TimestampGranularity, Transcribe, TranscribeDelta, TranscribeDetails, TranscribeMode,
-    TranscribeRequest, TranscribeResponse, VoiceActivity, Word,
+    Chunking, TimestampGranularity, Transcribe, TranscribeDelta, TranscribeDetails, TranscribeMode, TranscribeRequest,
+    TranscribeResponse, TranscriptSegment, TranscriptWord, VoiceActivity,
 };
 
 /// Whether a field says nothing and can be left out of the serialised form.

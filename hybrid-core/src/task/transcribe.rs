@@ -190,10 +190,10 @@ pub struct TranscribeResponse {
     pub text: String,
     /// The text in pieces with their times, in order, where the backend makes them.
     #[serde(skip_serializing_if = "is_default")]
-    pub segments: Vec<Segment>,
+    pub segments: Vec<TranscriptSegment>,
     /// The words with their times, in order, where they were asked for.
     #[serde(skip_serializing_if = "is_default")]
-    pub words: Vec<Word>,
+    pub words: Vec<TranscriptWord>,
     /// The log probability of each token, where it was asked for.
     #[serde(skip_serializing_if = "is_default")]
     pub logprobs: Vec<TokenLogprob>,
@@ -214,7 +214,7 @@ pub struct TranscribeDetails {
 /// A piece of a recording, usually a sentence or less. Times count from the beginning of the recording.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Segment {
+pub struct TranscriptSegment {
     /// Its number, from 0.
     pub id: u32,
     /// When it begins.
@@ -249,7 +249,7 @@ pub struct Segment {
 /// One word. Times count from the beginning of the recording.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Word {
+pub struct TranscriptWord {
     /// The word.
     pub word: String,
     /// When it begins.
@@ -272,9 +272,9 @@ pub enum TranscribeDelta {
     /// More text. All of them in order make [`TranscribeResponse::text`].
     Text(String),
     /// A segment that is complete. Its text has come as [`Text`](Self::Text) too.
-    Segment(Segment),
+    Segment(TranscriptSegment),
     /// More words.
-    Words(Vec<Word>),
+    Words(Vec<TranscriptWord>),
     /// More log probabilities.
     Logprobs(Vec<TokenLogprob>),
     /// The end of the transcript; the last delta.
@@ -338,9 +338,9 @@ mod tests {
         ) {
             let segments: Vec<_> = segments
                 .into_iter()
-                .map(|(text, start)| Segment { text, start, end: start, ..Segment::default() })
+                .map(|(text, start)| TranscriptSegment { text, start, end: start, ..TranscriptSegment::default() })
                 .collect();
-            let words = words.into_iter().map(|word| Word { word, ..Word::default() }).collect();
+            let words = words.into_iter().map(|word| TranscriptWord { word, ..TranscriptWord::default() }).collect();
             let logprobs = vec![TokenLogprob::new("a", -0.5)];
             let details = TranscribeDetails { language: Some("de".into()), duration };
             let response = TranscribeResponse { text, segments, words, logprobs, details };
