@@ -1,13 +1,14 @@
 //! Captured judgment: what an expert decided about a model's answer, and datasets of it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Debug};
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    ArtifactStore, DatasetName, Digest, Document, Error, Hasher, JudgmentId, Key, ReadOptions, RequestId, Result, TenantId, Timestamp,
-    WriterId, document::document, inference::ServedModel,
+    ArtifactStore, DatasetName, Digest, Document, Error, Hasher, JudgmentId, Key, ReadOptions, RequestId, Result,
+    TenantId, Timestamp, WriterId, document::document, inference::ServedModel,
 };
 
 /// What an expert decided about one input: an event that is recorded once and never changed.
@@ -33,11 +34,26 @@ pub struct Judgment {
     /// Who decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// When, by the recorder's wall clock.
+    /// When, by the recorder's wall clock. A retry may record the same event again at a later time; the earliest counts.
     pub at: Timestamp,
     /// What evaluation may slice by, such as `language`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
+}
+
+/// Where judgments go when they are made: the port between whoever hears an expert and whatever carries the judgment to the bucket.
+///
+/// # Behavior
+/// - The judgment is durable on this machine when [`record`](Self::record) returns; it reaches the dataset some time later.
+/// - Recording the same judgment again changes nothing in the folded dataset, so a caller that is in doubt records again.
+/// - Never waits for the bucket or the other side. A full disk is [`StorageFull`](crate::ErrorKind::StorageFull) and loses nothing recorded before.
+///
+/// # Cancel safety
+/// A future that is dropped may or may not have recorded; record again.
+#[async_trait]
+pub trait JudgmentSink: Debug + Send + Sync + 'static {
+    /// Makes `judgment` durable as an event of the tenant's dataset.
+    async fn record(&self, tenant: &TenantId, dataset: &DatasetName, judgment: Judgment) -> Result<()>;
 }
 
 /// One object of a dataset: the judgments that one writer sent together.
@@ -57,7 +73,13 @@ pub fn dataset_prefix(tenant: &TenantId, dataset: &DatasetName) -> String {
 ///
 /// # Errors
 /// Never for valid names; the key's own rule otherwise.
-pub fn segment_key(tenant: &TenantId, dataset: &DatasetName, date: Timestamp, writer: &WriterId, sequence: u64) -> Result<Key> {
+pub fn segment_key(
+    tenant: &TenantId,
+    dataset: &DatasetName,
+    date: Timestamp,
+    writer: &WriterId,
+    sequence: u64,
+) -> Result<Key> {
     Key::new(format!("{}{}/{writer}/{sequence:020}", dataset_prefix(tenant, dataset), date.date()))
 }
 
@@ -119,20 +141,23 @@ impl DatasetRef {
 }
 
 /// What the events say in the end, whatever their order and however often each was delivered: one judgment for each task and input, the latest
-/// by time and then by id, in order of ids.
+/// by time and then by id, in order of ids. Events of one id that differ in their time alone are one event, at the earliest of the times.
 ///
 /// # Errors
-/// [`Corrupt`](crate::ErrorKind::Corrupt) if two different events have one id.
+/// [`Corrupt`](crate::ErrorKind::Corrupt) if two events of one id differ in anything else.
 pub fn fold_judgments(events: impl IntoIterator<Item = Judgment>) -> Result<Vec<Judgment>> {
-    let mut by_id = BTreeMap::new();
-    for event in events {
-        if let Some(known) = by_id.get(&event.id) {
-            if *known != event {
-                return Err(Error::corrupt("fold judgments", "two different judgments have one id").with("id", event.id));
-            }
+    let mut by_id: BTreeMap<JudgmentId, Judgment> = BTreeMap::new();
+    for mut event in events {
+        let Some(known) = by_id.get_mut(&event.id) else {
+            by_id.insert(event.id, event);
             continue;
+        };
+        // A retried recording is the same event at a later time.
+        let at = known.at.min(event.at);
+        (known.at, event.at) = (at, at);
+        if *known != event {
+            return Err(Error::corrupt("fold judgments", "two different judgments have one id").with("id", event.id));
         }
-        by_id.insert(event.id, event);
     }
     let mut latest: BTreeMap<(String, String), (Timestamp, JudgmentId)> = BTreeMap::new();
     for event in by_id.values() {
@@ -181,6 +206,17 @@ mod tests {
         let a = judgment(&SeededIds::new(1), "a", "x", 1);
         let b = judgment(&SeededIds::new(1), "a", "y", 1);
         assert!(fold_judgments([a, b]).is_err());
+    }
+
+    #[test]
+    fn a_retry_does_not_outlive_a_later_correction() {
+        let (first, second) = (SeededIds::new(1), SeededIds::new(2));
+        let wrong = judgment(&first, "a", "wrong", 1);
+        let right = judgment(&second, "a", "right", 5);
+        let retry = Judgment { at: Timestamp::from_unix_micros(9), ..wrong.clone() };
+        for events in [[wrong.clone(), right.clone(), retry.clone()], [retry, right.clone(), wrong]] {
+            assert_eq!(fold_judgments(events).unwrap(), [right.clone()]);
+        }
     }
 
     proptest! {

@@ -8,7 +8,7 @@
 //! | [`JobQueue`] | at-least-once delivery under leases | [`memory::MemoryQueue`] |
 //! | [`InferenceBackend`] | a model that answers requests of one [`Task`] | [`memory::ScriptedBackend`] |
 //! | [`Trainer`] | plan in, candidate out | |
-//! | [`Outbox`], [`Clock`], [`IdSource`], [`Signer`], [`ModelLoader`], [`Progress`] | the smaller ones | |
+//! | [`Outbox`], [`JudgmentSink`], [`Clock`], [`IdSource`], [`Signer`], [`ModelLoader`], [`Progress`] | the smaller ones | |
 //!
 //! This crate knows no cloud provider, no tensor library, no database, no file system and no runtime.
 //!
@@ -47,7 +47,7 @@ pub use id::{
 pub use inference::{
     BackendProfile, BoxFuture, BoxStream, Event, InferenceBackend, Limits, Note, Reply, ReplyMeta, ServedModel, Task,
 };
-pub use judgment::{DatasetRef, Judgment, Segment, SegmentRef, dataset_prefix, fold_judgments, segment_key};
+pub use judgment::{DatasetRef, Judgment, JudgmentSink, Segment, SegmentRef, dataset_prefix, fold_judgments, segment_key};
 pub use model::{ChunkRef, FileEntry, FileName, Lineage, Manifest, ModelLoader, Requirements, Signer};
 pub use money::{Currency, Money, Price, Usage};
 pub use outbox::Outbox;
