@@ -1,1 +1,14 @@
-//! placeholder
+//! What passes between storefront and kitchen, over the ports of `hybrid-core` alone.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`capture`] | carries judgments from a local outbox to datasets in the bucket |
+//! | [`job`] | the job and result documents, submitting and waiting |
+//! | [`worker`] | runs jobs under leases, one result for each |
+
+mod backoff;
+pub mod capture;
+pub mod job;
+pub mod worker;
+
+pub use backoff::Backoff;
