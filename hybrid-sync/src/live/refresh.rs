@@ -1,0 +1,220 @@
+//! One look at the channel, and the swap that may follow.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use hybrid_core::{
+    CallContext, Clock, Digest, Error, IdSource, ModelLoader, Monotonic, RequestId, Result, Task, TenantId,
+};
+
+use super::{
+    LiveEvent, LiveVersion, Shared,
+    serving::{Lease, Serving},
+};
+use crate::registry::{ChannelReader, FetchOptions, Fetched, Floor, Registry, Trust};
+
+/// A version that has failed is left alone for at most this long.
+const LONGEST_HOLD: Duration = Duration::from_secs(60 * 60);
+/// A warm-up that takes longer has failed.
+const WARM_UP_LIMIT: Duration = Duration::from_secs(120);
+
+/// What a refresh did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refresh {
+    /// The channel names the version in service.
+    Unchanged,
+    /// The channel names a version that has failed before; it is not tried again yet.
+    Held {
+        /// The version.
+        manifest: Digest,
+        /// Why it failed.
+        why: String,
+        /// When it is tried again, from now.
+        retry_in: Duration,
+    },
+    /// Another version is in service.
+    Swapped {
+        /// Its number.
+        version: u64,
+        /// Its identity.
+        manifest: Digest,
+        /// Chunk bytes read from the store.
+        bytes_moved: u64,
+        /// Time to fetch and verify.
+        fetch: Duration,
+        /// Time to load and warm up.
+        load: Duration,
+        /// Time in which requests changed over.
+        swap: Duration,
+    },
+}
+
+/// What follows the channel; one refresh at a time has it.
+pub(super) struct Follower<T: Task> {
+    registry: Registry,
+    reader: ChannelReader,
+    trust: Trust,
+    loader: Arc<dyn ModelLoader<T>>,
+    cache: PathBuf,
+    ids: Arc<dyn IdSource>,
+    clock: Arc<dyn Clock>,
+    warm_up: Option<T::Request>,
+    poll_interval: Duration,
+    failed: HashMap<Digest, Failure>,
+}
+
+struct Failure {
+    why: String,
+    times: u32,
+    retry_at: Monotonic,
+}
+
+impl<T: Task> Follower<T> {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new(
+        registry: Registry,
+        reader: ChannelReader,
+        trust: Trust,
+        loader: Arc<dyn ModelLoader<T>>,
+        cache: PathBuf,
+        ids: Arc<dyn IdSource>,
+        clock: Arc<dyn Clock>,
+        warm_up: Option<T::Request>,
+        poll_interval: Duration,
+    ) -> Self {
+        Self { registry, reader, trust, loader, cache, ids, clock, warm_up, poll_interval, failed: HashMap::new() }
+    }
+
+    pub(super) fn floor(&self) -> Option<&Floor> {
+        self.reader.floor()
+    }
+
+    /// Puts the version that was in service before a restart in service again. The store is asked only if the cache has been damaged.
+    pub(super) async fn restore(&mut self, shared: &Shared<T>) -> Result<()> {
+        self.publish_times(shared);
+        let Some(serving) = self.reader.floor().and_then(|floor| floor.serving) else { return Ok(()) };
+        self.put_in_service(serving, shared).await.map(|_| ()).inspect_err(|error| fail(shared, Some(serving), error))
+    }
+
+    pub(super) async fn refresh(&mut self, shared: &Shared<T>) -> Result<Refresh> {
+        let looked = self.reader.look().await;
+        self.publish_times(shared);
+        let wanted = match looked {
+            Ok(look) => look.floor.manifest,
+            Err(error) => {
+                fail(shared, None, &error);
+                return Err(error);
+            }
+        };
+        let serving = shared.current.load().as_ref().map(|serving| serving.version.manifest);
+        if serving == Some(wanted) {
+            self.failed.clear();
+            self.reader.set_serving(wanted).await?;
+            return Ok(Refresh::Unchanged);
+        }
+        let now = self.clock.monotonic();
+        self.failed.retain(|manifest, _| *manifest == wanted);
+        if let Some(failure) = self.failed.get(&wanted)
+            && failure.retry_at > now
+        {
+            return Ok(Refresh::Held {
+                manifest: wanted,
+                why: failure.why.clone(),
+                retry_in: failure.retry_at.since(now),
+            });
+        }
+        match self.put_in_service(wanted, shared).await {
+            Ok(swapped) => {
+                self.failed.clear();
+                self.reader.set_serving(wanted).await?;
+                Ok(swapped)
+            }
+            Err(error) => {
+                fail(shared, Some(wanted), &error);
+                // A store that is away says nothing about the version.
+                if !error.is_temporary() {
+                    self.remember(wanted, &error);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn put_in_service(&self, manifest: Digest, shared: &Shared<T>) -> Result<Refresh> {
+        let started = self.clock.monotonic();
+        let fetched = self.registry.fetch(manifest, &self.trust, &self.cache, FetchOptions::default()).await?;
+        let fetched_at = self.clock.monotonic();
+        let serving = self.load(&fetched, shared).await?;
+        let loaded_at = self.clock.monotonic();
+        let to = serving.version;
+        let old = shared.current.swap(Some(Arc::new(serving)));
+        let swapped_at = self.clock.monotonic();
+        let from = old.as_ref().map(|old| old.version);
+        // Given back like a request's lease: whoever is last drops the version off the serving path.
+        drop(old.map(Lease::new));
+        tracing::info!(model = %shared.model, channel = %shared.channel, version = to.version, manifest = %to.manifest, bytes_moved = fetched.bytes_moved, "swapped");
+        shared.emit(LiveEvent::Swapped { to, from, bytes_moved: fetched.bytes_moved });
+        Ok(Refresh::Swapped {
+            version: to.version,
+            manifest,
+            bytes_moved: fetched.bytes_moved,
+            fetch: fetched_at.since(started),
+            load: loaded_at.since(fetched_at),
+            swap: swapped_at.since(loaded_at),
+        })
+    }
+
+    async fn load(&self, fetched: &Fetched, shared: &Shared<T>) -> Result<Serving<T>> {
+        let Fetched { folder, digest, manifest, .. } = fetched;
+        let operation = "load version";
+        if manifest.model != shared.model {
+            return Err(Error::untrusted(operation, "the channel names a version of another model")
+                .with("expected", &shared.model)
+                .with("found", &manifest.model));
+        }
+        if manifest.task != T::NAME {
+            return Err(Error::unsupported(operation, "the version is for another task")
+                .with("expected", T::NAME)
+                .with("found", &manifest.task));
+        }
+        let backend = self.loader.load(manifest, *digest, folder).await?;
+        let loaded = backend.profile().model.manifest;
+        if loaded != Some(*digest) {
+            return Err(Error::internal(operation, "the loader's backend does not name the version that it was given")
+                .with("manifest", digest));
+        }
+        if let Some(request) = &self.warm_up {
+            let mut cx = CallContext::new(TenantId::single(), RequestId::next(&*self.ids));
+            cx.clock = Arc::clone(&self.clock);
+            let cx = cx.with_timeout(WARM_UP_LIMIT);
+            cx.run("warm up version", backend.infer(&cx, request.clone())).await?;
+        }
+        Ok(Serving { version: LiveVersion { version: manifest.version, manifest: *digest }, backend })
+    }
+
+    fn remember(&mut self, manifest: Digest, error: &Error) {
+        let now = self.clock.monotonic();
+        let failure = self.failed.entry(manifest).or_insert(Failure { why: String::new(), times: 0, retry_at: now });
+        let hold = self.poll_interval.saturating_mul(4 << failure.times.min(16)).min(LONGEST_HOLD);
+        failure.times += 1;
+        failure.why = error.to_string();
+        failure.retry_at = now.plus(hold);
+    }
+
+    /// Lets requests see when the newest statement expires and how late it is.
+    fn publish_times(&self, shared: &Shared<T>) {
+        let expires = self.reader.floor().and_then(|floor| floor.expires);
+        shared.expires.store(expires.map_or(i64::MAX, |time| time.unix_micros()), Ordering::Relaxed);
+        shared.latest.fetch_max(self.reader.now().unix_micros(), Ordering::Relaxed);
+    }
+}
+
+fn fail<T: Task>(shared: &Shared<T>, manifest: Option<Digest>, error: &Error) {
+    tracing::warn!(model = %shared.model, channel = %shared.channel, %error, "a refresh failed; what is in service stays");
+    shared.emit(LiveEvent::Failed { manifest, why: error.to_string() });
+}

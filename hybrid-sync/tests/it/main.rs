@@ -1,0 +1,10 @@
+//! Integration tests, one module per topic.
+
+// Helpers of tests are tests too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod capture;
+mod faults;
+mod registry;
+mod time;
+mod worker;
