@@ -51,7 +51,7 @@ pub const MAX_JUDGMENT_BYTES: usize = 1024 * 1024;
 /// }).await?;
 /// assert_eq!(capture.drain().await?.judgments, 1);
 /// assert_eq!(DatasetRef::fix(&*store, &tenant, &dataset).await?.read(&*store).await?.len(), 1);
-/// # hybrid_core::Result::Ok(()) }).unwrap();
+/// # Ok::<(), hybrid_core::Error>(()) }).unwrap();
 /// ```
 #[derive(Debug)]
 pub struct Capture {

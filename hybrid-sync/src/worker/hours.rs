@@ -19,7 +19,7 @@ use jiff::{
 /// assert!(hours.is_open("2026-03-02T20:00:00Z".parse()?)); // Monday, 21:00 in Berlin
 /// assert!(hours.is_open("2026-03-03T05:59:00Z".parse()?)); // Tuesday, 06:59
 /// assert!(!hours.is_open("2026-03-03T11:00:00Z".parse()?)); // Tuesday, noon
-/// # hybrid_core::Result::Ok(())
+/// # Ok::<(), hybrid_core::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorkingHours(Option<Schedule>);
@@ -180,7 +180,7 @@ mod tests {
         for zone in ["Europe/Berlin", "CET-1CEST,M3.5.0,M10.5.0/3"] {
             assert_eq!(open(&format!("daily 08:00-09:00; {zone}"), &times), [false, true, true, false], "{zone}");
         }
-        assert_eq!(open("daily 08:00-09:00; +02:00", &times), [false, false, true, false]);
+        assert_eq!(open("daily 08:00-09:00; +02:00", &times), [true, false, true, false]);
         assert_eq!(open("daily 00:00-01:00; -03:30", &["2026-03-28T03:29:00Z", "2026-03-28T03:30:00Z"]), [false, true]);
     }
 

@@ -20,6 +20,43 @@
 //! - **Working hours.** Outside of them nothing is received; jobs that run go on to their end.
 //! - **Drain.** When [`Worker::run`] is cancelled nothing more is received, jobs that wait for a lane are given back, those that run
 //!   have [`WorkerOptions::drain_grace`] to end; then they are cancelled and given back without a delay. (A job given back has used a delivery.)
+//!
+//! ```
+//! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+//! use std::{sync::Arc, time::Duration};
+//! use async_trait::async_trait;
+//! use hybrid_core::{
+//!     Cancellation, JobKind, Result, SystemClock, SystemIds, TenantId,
+//!     memory::{MemoryQueue, MemoryStore},
+//! };
+//! use hybrid_sync::{job::{Job, submit, wait_for_result}, worker::{JobContext, JobHandler, Worker}};
+//!
+//! struct Shout;
+//!
+//! #[async_trait]
+//! impl JobHandler for Shout {
+//!     const KIND: &'static str = "shout";
+//!     type Payload = String;
+//!     type Output = String;
+//!
+//!     async fn run(&self, _job: &JobContext, payload: String) -> Result<String> {
+//!         Ok(payload.to_uppercase())
+//!     }
+//! }
+//!
+//! let (queue, store) = (Arc::new(MemoryQueue::default()), Arc::new(MemoryStore::default()));
+//! let worker = Worker::builder(queue.clone(), store.clone()).handler(Shout).build()?;
+//! let cancel = Cancellation::new();
+//! let running = tokio::spawn({ let cancel = cancel.clone(); async move { worker.run(cancel).await } });
+//!
+//! let job = Job::new(&SystemIds::default(), &SystemClock, TenantId::single(), JobKind::new("shout")?, "fresh bread")?;
+//! submit(&queue, &store, &job).await?;
+//! let result = wait_for_result(&store, &job.tenant, job.id, &SystemClock, Duration::from_millis(1)).await?;
+//! assert_eq!(result.output::<String>()?, "FRESH BREAD");
+//! cancel.cancel();
+//! assert_eq!(running.await.map(|summary| summary.succeeded).ok(), Some(1));
+//! # Ok::<(), hybrid_core::Error>(()) }).unwrap();
+//! ```
 
 mod attempt;
 mod context;
