@@ -1,1 +1,27 @@
-//! placeholder
+//! One machine: an embedded store, queue and outbox, a text classifier on candle, and the evaluator that judges its versions.
+//!
+//! Everything here works in folders and files of the machine it runs on; it knows no cloud provider and nothing of the other side.
+//!
+//! # Features
+//! | feature | what it adds |
+//! |---|---|
+//! | `embedded` | `FolderStore`, `SqliteQueue`, `SqliteOutbox`: artifacts in a folder, jobs and records in SQLite files (Unix) |
+//! | `classifier` | `TextClassifierTrainer`, `TextClassifierLoader`, `Device`: text classification on candle |
+//! | `evaluation` | `evaluation`: golden sets, paired comparison, verdicts; needs neither candle nor SQLite |
+//! | `metal`, `cuda`, `accelerate` | hardware that candle can use |
+//!
+//! The first three are on by default.
+
+#[cfg(feature = "embedded")]
+mod disk;
+#[cfg(feature = "evaluation")]
+pub mod evaluation;
+#[cfg(feature = "embedded")]
+mod folder_store;
+#[cfg(feature = "embedded")]
+mod sqlite;
+
+#[cfg(feature = "embedded")]
+pub use folder_store::FolderStore;
+#[cfg(feature = "embedded")]
+pub use sqlite::{SqliteOutbox, SqliteQueue, SqliteQueueOptions};

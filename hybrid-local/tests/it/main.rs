@@ -1,0 +1,9 @@
+//! The crate from outside.
+
+// Clippy excuses functions marked as tests, but not the helpers beside them.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[cfg(feature = "evaluation")]
+mod evaluation;
+#[cfg(feature = "embedded")]
+mod embedded;
