@@ -134,10 +134,14 @@ impl CallContext {
     /// As [`check`](Self::check), or [`PolicyDenied`](ErrorKind::PolicyDenied) that names policy and place.
     pub fn admit(&self, operation: &'static str, locality: &Locality) -> Result<()> {
         if !self.policy.admits(locality) {
-            return Err(Error::new(ErrorKind::PolicyDenied, operation, "the data policy does not let the data go there")
-                .with("policy", format_args!("{:?}", self.policy))
-                .with("locality", locality)
-                .with("request", &self.request));
+            return Err(Error::new(
+                ErrorKind::PolicyDenied,
+                operation,
+                "the data policy does not let the data go there",
+            )
+            .with("policy", format_args!("{:?}", self.policy))
+            .with("locality", locality)
+            .with("request", &self.request));
         }
         self.check(operation)
     }

@@ -21,7 +21,9 @@ pub trait Document: Serialize + DeserializeOwned {
     fn encode(&self) -> Result<Bytes> {
         let tagged = Tagged { format: format!("{}/{}", Self::FORMAT, Self::MAJOR), document: self };
         let json = serde_json::to_vec(&tagged).map_err(|error| {
-            Error::internal("encode document", "the value cannot be written as JSON").with("format", Self::FORMAT).with_source(error)
+            Error::internal("encode document", "the value cannot be written as JSON")
+                .with("format", Self::FORMAT)
+                .with_source(error)
         })?;
         Ok(json.into())
     }
@@ -34,7 +36,8 @@ pub trait Document: Serialize + DeserializeOwned {
     fn decode(bytes: &[u8]) -> Result<Self> {
         let corrupt = |message: &'static str| Error::corrupt("decode document", message).with("expected", Self::FORMAT);
         // The tag first, so that a newer major is named as such however its fields have changed.
-        let tag: Tag = serde_json::from_slice(bytes).map_err(|error| corrupt("not JSON with a format field").with_source(error))?;
+        let tag: Tag = serde_json::from_slice(bytes)
+            .map_err(|error| corrupt("not JSON with a format field").with_source(error))?;
         let major = tag
             .format
             .rsplit_once('/')

@@ -90,7 +90,8 @@ impl FromStr for Digest {
 
     /// Accepts exactly `^[0-9a-f]{64}$`, so that a digest is safe as a part of a path or a key.
     fn from_str(text: &str) -> Result<Self> {
-        let invalid = || Error::invalid("parse digest", "expected 64 lower-case hexadecimal digits").with("found", text);
+        let invalid =
+            || Error::invalid("parse digest", "expected 64 lower-case hexadecimal digits").with("found", text);
         let digit = |byte: u8| match byte {
             b'0'..=b'9' => Ok(byte - b'0'),
             b'a'..=b'f' => Ok(byte - b'a' + 10),
@@ -335,7 +336,14 @@ mod tests {
     fn a_digest_is_64_lower_case_hex_digits() {
         let text = Digest::of(b"x").to_string();
         assert_eq!(text.parse::<Digest>().unwrap(), Digest::of(b"x"));
-        for bad in ["", &text[1..], &text.to_uppercase(), &format!("{text}0"), &text.replace(&text[..1], "g"), "../../../etc/passwd"] {
+        for bad in [
+            "",
+            &text[1..],
+            &text.to_uppercase(),
+            &format!("{text}0"),
+            &text.replace(&text[..1], "g"),
+            "../../../etc/passwd",
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

@@ -215,7 +215,7 @@ mod tests {
         let right = judgment(&second, "a", "right", 5);
         let retry = Judgment { at: Timestamp::from_unix_micros(9), ..wrong.clone() };
         for events in [[wrong.clone(), right.clone(), retry.clone()], [retry, right.clone(), wrong]] {
-            assert_eq!(fold_judgments(events).unwrap(), [right.clone()]);
+            assert_eq!(fold_judgments(events).unwrap(), std::slice::from_ref(&right));
         }
     }
 

@@ -47,17 +47,20 @@ pub use id::{
 pub use inference::{
     BackendProfile, BoxFuture, BoxStream, Event, InferenceBackend, Limits, Note, Reply, ReplyMeta, ServedModel, Task,
 };
-pub use judgment::{DatasetRef, Judgment, JudgmentSink, Segment, SegmentRef, dataset_prefix, fold_judgments, segment_key};
+pub use judgment::{
+    DatasetRef, Judgment, JudgmentSink, Segment, SegmentRef, dataset_prefix, fold_judgments, segment_key,
+};
 pub use model::{ChunkRef, FileEntry, FileName, Lineage, Manifest, ModelLoader, Requirements, Signer};
 pub use money::{Currency, Money, Price, Usage};
 pub use outbox::Outbox;
 pub use progress::{NoProgress, Progress, ProgressEvent, ProgressFn};
 pub use queue::{
-    DeadLetter, DeadLetters, Delivery, Depth, Guarantees, JobQueue, JobQueueExt, MAX_BODY_BYTES, MAX_DELAY, MessageId, NewMessage,
-    ReceiveOptions, Receipt, check_delay,
+    DeadLetter, DeadLetters, Delivery, Depth, Guarantees, JobQueue, JobQueueExt, MAX_BODY_BYTES, MAX_DELAY, MessageId,
+    NewMessage, Receipt, ReceiveOptions, check_delay,
 };
 pub use store::{
-    ArtifactStore, ArtifactStoreExt, Key, ListOptions, MAX_OBJECT_BYTES, ObjectMeta, ReadOptions, check_object_size, checked_range,
+    ArtifactStore, ArtifactStoreExt, Key, ListOptions, MAX_OBJECT_BYTES, ObjectMeta, ReadOptions, check_object_size,
+    checked_range,
 };
 pub use time::{Clock, IdSource, ManualClock, Monotonic, SeededIds, SystemClock, SystemIds, Timestamp};
 pub use trainer::{BaseModel, Candidate, CandidateFile, CandidateOutput, TrainPlan, TrainRun, Trainer, TrainerProfile};

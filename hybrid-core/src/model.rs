@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Digest, Error, InferenceBackend, Key, ModelName, Result, Task, Timestamp, document::document, trainer::TrainPlan, verdict::VerdictRecord,
+    Digest, Error, InferenceBackend, Key, ModelName, Result, Task, Timestamp, document::document, trainer::TrainPlan,
+    verdict::VerdictRecord,
 };
 
 /// One version of a model: files with their chunks, what they need, where they come from, and why they may be used.
@@ -76,13 +77,13 @@ impl FileName {
     pub fn new(name: impl Into<String>) -> Result<Self> {
         let name = name.into();
         let illegal = |char: char| char.is_control() || "\\:*?\"<>|".contains(char);
-        let part_fits = |part: &str| {
-            (1..=200).contains(&part.len()) && !part.ends_with(['.', ' ']) && !part.chars().any(illegal)
-        };
+        let part_fits =
+            |part: &str| (1..=200).contains(&part.len()) && !part.ends_with(['.', ' ']) && !part.chars().any(illegal);
         if name.len() <= 400 && name.split('/').all(part_fits) {
             return Ok(Self(name));
         }
-        Err(Error::invalid("parse file name", "expected a relative path that stays below its folder").with("found", format_args!("{name:?}")))
+        Err(Error::invalid("parse file name", "expected a relative path that stays below its folder")
+            .with("found", format_args!("{name:?}")))
     }
 
     /// The name as text.
@@ -206,7 +207,9 @@ mod tests {
         for good in ["model.safetensors", "a/b.json", ".gitattributes", "Ü/ß", "a b"] {
             assert!(FileName::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "/a", "a/", "a//b", ".", "..", "../a", "a/../b", "a\\b", "c:a", "a\0", "a.", "a ", &"x".repeat(201)] {
+        for bad in
+            ["", "/a", "a/", "a//b", ".", "..", "../a", "a/../b", "a\\b", "c:a", "a\0", "a.", "a ", &"x".repeat(201)]
+        {
             assert!(FileName::new(bad).is_err(), "{bad:?}");
             assert!(serde_json::from_value::<FileName>(bad.into()).is_err(), "{bad:?}");
         }

@@ -15,6 +15,8 @@ use crate::Result;
 /// - [`remove`](Self::remove) drops the records up to and with the number given; what is gone already is no error.
 /// - A full disk is [`StorageFull`](crate::ErrorKind::StorageFull) and leaves earlier records whole.
 #[async_trait]
+// A drain asks how many records wait; nobody asks only whether there are any.
+#[allow(clippy::len_without_is_empty)]
 pub trait Outbox: Debug + Send + Sync + 'static {
     /// Adds a record and makes it durable; answers with its number.
     async fn append(&self, record: Bytes) -> Result<u64>;

@@ -28,7 +28,8 @@ pub const MAX_DELAY: Duration = Duration::from_secs(900);
 ///   [`ReceiveOptions::max`] deliveries. An empty answer is no error. Dropping it loses nothing: what was leased comes again.
 /// - A delivery is held for [`ReceiveOptions::lease`], from the answer; `extend` makes it last for the given time from now.
 ///   When it ends without `ack` the message is delivered again with [`Delivery::attempt`] one higher, or goes to the dead letters.
-/// - `ack` removes the message for good. `nack` ends the lease now; the message comes again after the delay.
+/// - `ack` removes the message for good. `nack` ends the lease now; the message comes again after the delay. A delay over [`MAX_DELAY`]
+///   is refused with [`InvalidInput`](crate::ErrorKind::InvalidInput), and the lease goes on.
 /// - After a lease has ended by the adapter's own monotonic clock, `ack`, `nack` and `extend` answer
 ///   [`LeaseLost`](crate::ErrorKind::LeaseLost) for it and change nothing, whatever a server would accept. So does `ack` for
 ///   an already acked message.
@@ -93,9 +94,12 @@ impl NewMessage {
     pub fn validate(&self) -> Result<()> {
         let Self { body, group: _, delay, trace: _ } = self;
         if body.len() > MAX_BODY_BYTES {
-            return Err(Error::too_large("send message", "the body is over the limit; put it in the store and send its key")
-                .with("size", body.len())
-                .with("limit", MAX_BODY_BYTES));
+            return Err(Error::too_large(
+                "send message",
+                "the body is over the limit; put it in the store and send its key",
+            )
+            .with("size", body.len())
+            .with("limit", MAX_BODY_BYTES));
         }
         if body.is_empty() {
             return Err(Error::invalid("send message", "the body is empty"));
@@ -197,8 +201,8 @@ pub struct Depth {
 /// # Behavior
 /// - A message whose last delivery ends without `ack` is here, and nowhere else, when its lease or nack delay would have ended.
 /// - [`list`](Self::list) yields the oldest first, strictly after the id given.
-/// - [`redrive`](Self::redrive) sends messages back with their deliveries counted from one again; ids not here are passed over. It answers with how many went back.
-/// - [`purge`](Self::purge) removes them for good.
+/// - [`redrive`](Self::redrive) sends messages back with their deliveries counted from one again; ids not here are passed over, of whatever form. It answers with how many went back.
+/// - [`purge`](Self::purge) removes them for good, passes over ids that are not here, and answers with how many it removed.
 #[async_trait]
 pub trait DeadLetters: fmt::Debug + Send + Sync + 'static {
     /// Lists dead letters, at most `max`.

@@ -154,9 +154,8 @@ impl Key {
     pub fn new(key: impl AsRef<str>) -> Result<Self> {
         let key = key.as_ref();
         let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
-        let part_fits = |part: &str| {
-            (1..=200).contains(&part.len()) && part != "." && part != ".." && part.bytes().all(legal)
-        };
+        let part_fits =
+            |part: &str| (1..=200).contains(&part.len()) && part != "." && part != ".." && part.bytes().all(legal);
         if key.len() <= 512 && key.split('/').all(part_fits) {
             return Ok(Self(key.into()));
         }
@@ -175,6 +174,13 @@ impl Key {
     /// The parts between the slashes.
     pub fn parts(&self) -> impl Iterator<Item = &str> {
         self.0.split('/')
+    }
+}
+
+/// Lets a map of keys be searched by text; both have the order of their bytes.
+impl std::borrow::Borrow<str> for Key {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 
@@ -230,7 +236,11 @@ pub trait ArtifactStoreExt: ArtifactStore {
     async fn create_same(&self, key: &Key, bytes: Bytes) -> Result<()> {
         match self.create(key, bytes.clone()).await {
             Err(error) if error.kind() == crate::ErrorKind::AlreadyExists => {
-                if self.get(key).await? == bytes { Ok(()) } else { Err(error) }
+                if self.get(key).await? == bytes {
+                    Ok(())
+                } else {
+                    Err(error)
+                }
             }
             other => other,
         }
@@ -286,7 +296,24 @@ mod tests {
             assert!(Key::new(good).is_ok(), "{good}");
         }
         let long = "a/".repeat(256) + "a";
-        for bad in ["", "/", "a/", "/a", "a//b", ".", "..", "a/../b", "a/./b", "A", "a b", "a\\b", "a\0", "ü", &"x".repeat(201), &long] {
+        for bad in [
+            "",
+            "/",
+            "a/",
+            "/a",
+            "a//b",
+            ".",
+            "..",
+            "a/../b",
+            "a/./b",
+            "A",
+            "a b",
+            "a\\b",
+            "a\0",
+            "ü",
+            &"x".repeat(201),
+            &long,
+        ] {
             assert!(Key::new(bad).is_err(), "{bad}");
         }
     }

@@ -1,8 +1,8 @@
 //! Time and ids as injected ports: nothing in the crate family asks the machine for either.
 
 use std::{
-    collections::BinaryHeap,
     cmp::Reverse,
+    collections::BinaryHeap,
     fmt::{self, Debug},
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},

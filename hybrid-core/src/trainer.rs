@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    ArtifactStore, Cancellation, Clock, DatasetRef, Digest, FileName, ModelName, Requirements, Result, document::document, progress::Progress,
+    ArtifactStore, Cancellation, Clock, DatasetRef, Digest, FileName, ModelName, Requirements, Result,
+    document::document, progress::Progress,
 };
 
 /// Carries out training plans.

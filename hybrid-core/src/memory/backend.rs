@@ -7,8 +7,8 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    BackendProfile, BoxStream, CallContext, Error, ErrorKind, Event, InferenceBackend, Limits, Locality, Reply, ReplyMeta, Result, ServedModel,
-    Task, Usage, inference::stream_reply,
+    BackendProfile, BoxStream, CallContext, Error, ErrorKind, Event, InferenceBackend, Limits, Locality, Reply,
+    ReplyMeta, Result, ServedModel, Task, Usage, inference::stream_reply,
 };
 
 /// An [`InferenceBackend`] that answers from a script, one line a call, and records what it was asked.
@@ -65,7 +65,9 @@ impl<T: Task> InferenceBackend<T> for ScriptedBackend<T> {
         cx.admit("infer", &self.profile.locality)?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.asked.push(request);
-        let end = || Err(Error::new(ErrorKind::Unavailable, "infer", "the script has ended").with("backend", &self.profile.name));
+        let end = || {
+            Err(Error::new(ErrorKind::Unavailable, "infer", "the script has ended").with("backend", &self.profile.name))
+        };
         let response = state.script.pop_front().unwrap_or_else(end)?;
         Ok(Reply { response, meta: ReplyMeta::of(&self.profile, Duration::ZERO, Usage::default())? })
     }

@@ -9,8 +9,8 @@ use futures_util::future::select;
 use tokio::sync::Notify;
 
 use crate::{
-    Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, Guarantees, JobQueue, MessageId, Monotonic, NewMessage, ReceiveOptions, Receipt,
-    Result, SystemClock, Timestamp, check_delay,
+    Clock, DeadLetter, DeadLetters, Delivery, Depth, Error, Guarantees, JobQueue, MessageId, Monotonic, NewMessage,
+    Receipt, ReceiveOptions, Result, SystemClock, Timestamp, check_delay,
 };
 
 /// A [`JobQueue`] with [`DeadLetters`] in memory. Clones share their messages.
@@ -64,6 +64,7 @@ struct Message {
 impl MemoryQueue {
     /// An empty queue whose time is `clock`'s.
     pub fn new(options: MemoryQueueOptions, clock: Arc<dyn Clock>) -> Self {
+        let options = MemoryQueueOptions { max_deliveries: options.max_deliveries.max(1), ..options };
         let shared = Shared { options, clock, state: Mutex::default(), changed: Notify::new() };
         Self { shared: Arc::new(shared) }
     }
@@ -73,7 +74,8 @@ impl MemoryQueue {
         let Shared { options, clock, state, .. } = &*self.shared;
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = clock.monotonic();
-        let due: Vec<u64> = state.messages.iter().filter(|(_, message)| message.visible <= now).map(|(id, _)| *id).collect();
+        let due: Vec<u64> =
+            state.messages.iter().filter(|(_, message)| message.visible <= now).map(|(id, _)| *id).collect();
         for id in due {
             let Some(message) = state.messages.get_mut(&id) else { continue };
             message.lease = None;
@@ -137,13 +139,13 @@ impl Default for MemoryQueue {
 
 impl State {
     /// The message held under the lease of `receipt`, if it still is.
-    fn held(&mut self, receipt: &Receipt) -> Result<(u64, &mut Message)> {
+    fn held(&mut self, receipt: &Receipt, now: Monotonic) -> Result<(u64, &mut Message)> {
         let parsed = receipt.0.split_once('.').and_then(|(id, lease)| Some((id.parse().ok()?, lease.parse().ok()?)));
-        let (id, lease): (u64, u64) =
-            parsed.ok_or_else(|| Error::invalid("find lease", "not a receipt of this queue").with("receipt", &receipt.0))?;
+        let (id, lease): (u64, u64) = parsed
+            .ok_or_else(|| Error::invalid("find lease", "not a receipt of this queue").with("receipt", &receipt.0))?;
         self.messages
             .get_mut(&id)
-            .filter(|message| message.lease == Some(lease))
+            .filter(|message| message.lease == Some(lease) && message.visible > now)
             .map(|message| (id, message))
             .ok_or_else(|| Error::lease_lost("find lease", "the lease has ended").with("message", id))
     }
@@ -194,21 +196,25 @@ impl JobQueue for MemoryQueue {
 
     async fn extend(&self, leases: &[(Receipt, Duration)]) -> Result<Vec<Result<()>>> {
         let (mut state, now) = self.state();
-        Ok(leases
+        let answers = leases
             .iter()
             .map(|(receipt, lease)| {
-                state.held(receipt)?.1.visible = now.plus(*lease);
+                state.held(receipt, now)?.1.visible = now.plus(*lease);
                 Ok(())
             })
-            .collect())
+            .collect();
+        drop(state);
+        // A lease that was shortened ends before the waiting receivers would look again.
+        self.shared.changed.notify_waiters();
+        Ok(answers)
     }
 
     async fn ack(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>> {
-        let (mut state, _) = self.state();
+        let (mut state, now) = self.state();
         let answers = receipts
             .iter()
             .map(|receipt| {
-                let (id, _) = state.held(receipt)?;
+                let (id, _) = state.held(receipt, now)?;
                 state.messages.remove(&id);
                 Ok(())
             })
@@ -225,7 +231,7 @@ impl JobQueue for MemoryQueue {
             .iter()
             .map(|(receipt, delay)| {
                 check_delay(*delay)?;
-                let (_, message) = state.held(receipt)?;
+                let (_, message) = state.held(receipt, now)?;
                 message.lease = None;
                 message.visible = now.plus(*delay);
                 Ok(())
@@ -274,8 +280,9 @@ impl DeadLetters for MemoryQueue {
         let (mut state, now) = self.state();
         let mut count = 0;
         for id in ids {
-            let id = numeric(id)?;
-            if let Some((message, _)) = state.dead.remove(&id) {
+            if let Ok(id) = numeric(id)
+                && let Some((message, _)) = state.dead.remove(&id)
+            {
                 state.messages.insert(id, Message { attempts: 0, visible: now, lease: None, ..message });
                 count += 1;
             }
@@ -289,7 +296,7 @@ impl DeadLetters for MemoryQueue {
         let (mut state, _) = self.state();
         let mut count = 0;
         for id in ids {
-            count += u64::from(state.dead.remove(&numeric(id)?).is_some());
+            count += u64::from(numeric(id).is_ok_and(|id| state.dead.remove(&id).is_some()));
         }
         Ok(count)
     }

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
 use crate::{
-    ArtifactStore, BoxStream, Clock, Error, Key, ListOptions, ObjectMeta, ReadOptions, Result, SystemClock, Timestamp, check_object_size,
+    ArtifactStore, BoxStream, Clock, Error, Key, ListOptions, ObjectMeta, ReadOptions, Result, SystemClock, Timestamp,
+    check_object_size,
 };
 
 /// An [`ArtifactStore`] in memory. Clones share their objects.
@@ -23,7 +24,7 @@ use crate::{
 /// store.create(&key, "bytes".into()).await?;
 /// assert_eq!(store.get(&key).await?, "bytes");
 /// assert!(store.create(&key, "other".into()).await.is_err());
-/// # hybrid_core::Result::Ok(()) }).unwrap();
+/// # Ok::<(), hybrid_core::Error>(()) }).unwrap();
 /// ```
 #[derive(Clone, Debug)]
 pub struct MemoryStore {
@@ -81,13 +82,18 @@ impl ArtifactStore for MemoryStore {
 
     fn list(&self, prefix: &str, options: ListOptions) -> BoxStream<'static, Result<ObjectMeta>> {
         let ListOptions { start_after } = options;
-        let after = start_after.map_or(Bound::Unbounded, Bound::Excluded);
+        // Starts at whichever is later, so that a listing costs what it yields.
+        let from = match &start_after {
+            Some(key) if key.as_str() >= prefix => Bound::Excluded(key.as_str()),
+            _ => Bound::Included(prefix),
+        };
         let objects = self.objects.read().unwrap_or_else(PoisonError::into_inner);
         let found: Vec<_> = objects
-            .range((after, Bound::Unbounded))
-            .skip_while(|(key, _)| key.as_str() < prefix)
+            .range::<str, _>((from, Bound::Unbounded))
             .take_while(|(key, _)| key.as_str().starts_with(prefix))
-            .map(|(key, (bytes, created))| Ok(ObjectMeta { key: key.clone(), size: bytes.len() as u64, created: *created }))
+            .map(|(key, (bytes, created))| {
+                Ok(ObjectMeta { key: key.clone(), size: bytes.len() as u64, created: *created })
+            })
             .collect();
         stream::iter(found).boxed()
     }
