@@ -1,0 +1,119 @@
+//! Reading a request's JSON.
+
+use std::{sync::Arc, sync::atomic::Ordering};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRequest, Request},
+    http::{HeaderMap, header},
+};
+use futures_util::StreamExt;
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+use super::{edge::Edge, error::ApiError, front::Front};
+
+/// How much of a body over the limit is read and thrown away, so that a client that is still sending gets to read why it was refused: a
+/// connection closed on unread bytes is reset, and the answer lost with it.
+const DISCARD_BYTES: u64 = 64 * 1024 * 1024;
+
+/// A request's body as UTF-8 text with a JSON content type, within the limit; and the edge's knowledge of the request.
+#[derive(Debug)]
+pub(super) struct JsonText {
+    text: String,
+    pub(super) edge: Edge,
+}
+
+impl JsonText {
+    /// Reads the text, a JSON object, as a `T`.
+    pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        // Without this a list of a struct's values in their order would pass for the struct.
+        if !self.text.trim_start().starts_with('{') {
+            serde_json::from_str::<IgnoredAny>(&self.text).map_err(|error| unfit(&error))?;
+            return Err(ApiError::invalid("invalid_body", "the body must be a JSON object"));
+        }
+        let mut json = serde_json::Deserializer::from_str(&self.text);
+        let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let (path, error) = (error.path().to_string(), error.into_inner());
+            // Where the text is no JSON, line and column say where; the path so far names nothing.
+            let named = error.is_data() && path != ".";
+            if named { unfit(&error).param(path) } else { unfit(&error) }
+        })?;
+        json.end().map_err(|error| unfit(&error))?;
+        Ok(value)
+    }
+}
+
+fn unfit(error: &serde_json::Error) -> ApiError {
+    match error.classify() {
+        serde_json::error::Category::Data => {
+            ApiError::invalid("invalid_body", format!("the body does not fit: {error}"))
+        }
+        _ => ApiError::invalid("invalid_json", format!("the body is not valid JSON: {error}")),
+    }
+}
+
+impl FromRequest<Arc<Front>> for JsonText {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, front: &Arc<Front>) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        check_headers(&parts.headers)?;
+        let limit = front.limits.body_bytes;
+        let bytes = read(&parts.headers, body, limit).await?;
+        let edge = parts.extensions.get::<Edge>().cloned();
+        let edge = edge.ok_or_else(|| hybrid_core::Error::internal("read body", "the request came past the edge"))?;
+        edge.body_arrived.store(true, Ordering::Relaxed);
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            ApiError::invalid("invalid_utf8", format!("the body must be UTF-8 and is not at byte {at}"))
+        })?;
+        Ok(Self { text, edge })
+    }
+}
+
+fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
+    let text = |name| headers.get(name).map_or(Some(""), |value| value.to_str().ok());
+    let media_type = text(header::CONTENT_TYPE)
+        .and_then(|value| value.split(';').next())
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    if media_type != "application/json" && !(media_type.starts_with("application/") && media_type.ends_with("+json")) {
+        return Err(ApiError::media_type("unsupported_media_type", "the content-type must be application/json"));
+    }
+    match text(header::CONTENT_ENCODING) {
+        Some(coding) if coding.is_empty() || coding.eq_ignore_ascii_case("identity") => Ok(()),
+        _ => Err(ApiError::media_type("unsupported_encoding", "the body must have no content-encoding")),
+    }
+}
+
+async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let too_large = announced.filter(|&bytes| u64::try_from(limit).is_ok_and(|limit| bytes > limit));
+    // A client that asks before it sends is told at once, and sends nothing.
+    if too_large.is_some() && headers.contains_key(header::EXPECT) {
+        return Err(ApiError::body_too_large(limit, too_large));
+    }
+    let mut chunks = body.into_data_stream();
+    let mut bytes = Vec::new();
+    if too_large.is_none() {
+        // No more than was announced is taken at once, and no announcement is believed beyond the first pages.
+        bytes.reserve(announced.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default().min(64 * 1024));
+    }
+    let (mut discarded, mut over) = (0u64, too_large.is_some());
+    while let Some(chunk) = chunks.next().await {
+        let chunk: Bytes =
+            chunk.map_err(|_| ApiError::invalid("invalid_body", "the body broke off or is framed wrongly"))?;
+        over |= chunk.len() > limit - bytes.len();
+        if !over {
+            bytes.extend_from_slice(&chunk);
+            continue;
+        }
+        bytes = Vec::new();
+        discarded = discarded.saturating_add(chunk.len() as u64);
+        if discarded > DISCARD_BYTES {
+            break;
+        }
+    }
+    if over { Err(ApiError::body_too_large(limit, too_large)) } else { Ok(bytes) }
+}

@@ -1,0 +1,226 @@
+//! Putting a storefront together.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use hybrid_core::{
+    Cancellation, Clock, DataPolicy, DatasetName, Error, IdSource, InferenceBackend, JudgmentSink, Result, SystemClock,
+    SystemIds, TenantId, task::Classify,
+};
+use tokio::sync::Semaphore;
+
+use super::{
+    Storefront,
+    front::{Check, Front, Model},
+};
+
+const BUILD: &str = "build storefront";
+
+/// Collects the ports of a [`Storefront`].
+#[derive(Debug, Default)]
+pub struct StorefrontBuilder {
+    tenant: Option<TenantId>,
+    policy: DataPolicy,
+    clock: Option<Arc<dyn Clock>>,
+    ids: Option<Arc<dyn IdSource>>,
+    limits: StorefrontLimits,
+    models: Vec<Model>,
+    labels: Option<BTreeSet<String>>,
+    judgments: Option<(Arc<dyn JudgmentSink>, DatasetName)>,
+    checks: Vec<Check>,
+}
+
+/// What one request, and all of them together, may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorefrontLimits {
+    /// The body of one request, in bytes. 1 MiB by default.
+    pub body_bytes: usize,
+    /// Texts or judgments in one request. 256 by default.
+    pub inputs: usize,
+    /// From the end of a request's head to the beginning of its answer, the body's arrival included. 30 s by default.
+    pub request_timeout: Duration,
+    /// For the head of a request to arrive, and so for a connection to idle between requests. 10 s by default.
+    /// Kept by [`Storefront::serve`].
+    pub header_read_timeout: Duration,
+    /// Requests at work at one time; more are answered 503 at once. A request counts from when its body has arrived, so slow senders hold no
+    /// place. 256 by default.
+    pub requests: usize,
+    /// Connections at one time; more wait in the listener's backlog. With [`body_bytes`](Self::body_bytes) it bounds the memory that senders can
+    /// fill. 1024 by default. Kept by [`Storefront::serve`].
+    pub connections: usize,
+}
+
+impl Default for StorefrontLimits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 1024 * 1024,
+            inputs: 256,
+            request_timeout: Duration::from_secs(30),
+            header_read_timeout: Duration::from_secs(10),
+            requests: 256,
+            connections: 1024,
+        }
+    }
+}
+
+impl StorefrontBuilder {
+    /// Offers `backend` at `POST /v1/classify` under the name `model`: 1 to 128 visible ASCII characters. The first one given answers requests that
+    /// name no model.
+    #[must_use]
+    pub fn classify(mut self, model: impl Into<String>, backend: Arc<dyn InferenceBackend<Classify>>) -> Self {
+        self.models.push(Model { id: model.into(), backend });
+        self
+    }
+
+    /// Takes judgments at `POST /v1/judgments` for the dataset named.
+    #[must_use]
+    pub fn judgments(mut self, sink: Arc<dyn JudgmentSink>, dataset: DatasetName) -> Self {
+        self.judgments = Some((sink, dataset));
+        self
+    }
+
+    /// Takes judgments with these labels alone. Without this every label that is not blank is taken, a misspelt one too.
+    #[must_use]
+    pub fn labels(mut self, labels: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.labels = Some(labels.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Whose requests these are; [`TenantId::single`] by default.
+    #[must_use]
+    pub fn tenant(mut self, tenant: TenantId) -> Self {
+        self.tenant = Some(tenant);
+        self
+    }
+
+    /// Where the customers' data may go; anywhere by default.
+    #[must_use]
+    pub fn policy(mut self, policy: DataPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// The clock of deadlines and time stamps; the machine's by default.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// Where ids of requests and judgments come from; the machine's clock and random numbers by default.
+    #[must_use]
+    pub fn ids(mut self, ids: Arc<dyn IdSource>) -> Self {
+        self.ids = Some(ids);
+        self
+    }
+
+    /// The limits.
+    #[must_use]
+    pub fn limits(mut self, limits: StorefrontLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Answers `/readyz` with 503 while `holds` fails, such as while a backend has no model yet. `holds` is called for each probe and must not block.
+    /// The probe sees `name` and the error's message, not its context and cause.
+    #[must_use]
+    pub fn ready_when(
+        mut self,
+        name: impl Into<String>,
+        holds: impl Fn() -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.checks.push(Check { name: name.into(), holds: Box::new(holds) });
+        self
+    }
+
+    /// The storefront.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) that names what is missing, malformed, given twice, or a limit of zero.
+    pub fn build(self) -> Result<Storefront> {
+        let Self { tenant, policy, clock, ids, limits, models, labels, judgments, checks } = self;
+        check_models(&models)?;
+        if models.is_empty() && judgments.is_none() {
+            return Err(Error::invalid(BUILD, "there is nothing to offer; give a model or a place for judgments"));
+        }
+        if labels.as_ref().is_some_and(|labels| labels.is_empty() || labels.iter().any(|label| label.trim().is_empty()))
+        {
+            return Err(Error::invalid(
+                BUILD,
+                "the labels must be at least one and none blank; leave them out to take every label",
+            ));
+        }
+        check_limits(&limits)?;
+        let clock = clock.unwrap_or_else(|| Arc::new(SystemClock));
+        let front = Front {
+            tenant: tenant.unwrap_or_else(TenantId::single),
+            policy,
+            ids: ids.unwrap_or_else(|| Arc::new(SystemIds::new(Arc::clone(&clock)))),
+            slots: Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS))),
+            opened: clock.now(),
+            clock,
+            limits,
+            models,
+            labels,
+            judgments,
+            checks,
+            draining: Cancellation::new(),
+        };
+        Ok(Storefront { front: Arc::new(front) })
+    }
+}
+
+fn check_models(models: &[Model]) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for Model { id, .. } in models {
+        if !(1..=128).contains(&id.len()) || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Error::invalid(BUILD, "a model's name must be 1 to 128 visible ASCII characters")
+                .with("found", format_args!("{id:?}")));
+        }
+        if !seen.insert(id) {
+            return Err(Error::invalid(BUILD, "two models have one name").with("model", id));
+        }
+    }
+    Ok(())
+}
+
+fn check_limits(limits: &StorefrontLimits) -> Result<()> {
+    let StorefrontLimits { body_bytes, inputs, request_timeout, header_read_timeout, requests, connections } = limits;
+    let zero = [
+        ("body_bytes", *body_bytes == 0),
+        ("inputs", *inputs == 0),
+        ("request_timeout", request_timeout.is_zero()),
+        ("header_read_timeout", header_read_timeout.is_zero()),
+        ("requests", *requests == 0),
+        ("connections", *connections == 0),
+    ];
+    match zero.into_iter().find(|(_, zero)| *zero) {
+        Some((name, _)) => Err(Error::invalid(BUILD, "a limit of zero would refuse every request").with("limit", name)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hybrid_core::memory::ScriptedBackend;
+
+    use super::*;
+
+    fn with_model(name: &str) -> StorefrontBuilder {
+        Storefront::builder().classify(name, Arc::new(ScriptedBackend::new("scripted", [])))
+    }
+
+    #[test]
+    fn a_storefront_that_could_not_serve_is_refused_by_name() {
+        let refused = |builder: StorefrontBuilder| builder.build().unwrap_err().to_string();
+        assert!(with_model("m").build().is_ok());
+        assert!(refused(Storefront::builder()).contains("nothing to offer"));
+        assert!(refused(with_model("a b")).contains("\"a b\""));
+        assert!(refused(with_model("")).contains("1 to 128"));
+        assert!(
+            refused(with_model("m").classify("m", Arc::new(ScriptedBackend::new("other", [])))).contains("model: m")
+        );
+        assert!(refused(with_model("m").labels([""; 0])).contains("labels"));
+        let limits = StorefrontLimits { connections: 0, ..StorefrontLimits::default() };
+        assert!(refused(with_model("m").limits(limits)).contains("limit: connections"));
+    }
+}

@@ -1,0 +1,24 @@
+//! `GET /healthz` and `GET /readyz`.
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State};
+use serde_json::{Value, json};
+
+use super::{error::ApiError, front::Front};
+
+/// The process is alive: it answers. Nothing else is looked at, so that no restart follows from what a restart cannot mend.
+pub(super) async fn alive() -> Json<Value> {
+    Json(json!({ "status": "ok" }))
+}
+
+/// Whether requests should come here.
+pub(super) async fn ready(State(front): State<Arc<Front>>) -> Result<Json<Value>, ApiError> {
+    let failing = front
+        .checks
+        .iter()
+        .filter_map(|check| (check.holds)().err().map(|error| format!("{}: {}", check.name, error.message())));
+    let draining = front.draining.is_cancelled().then(|| "the storefront is shutting down".to_owned());
+    let reasons: Vec<_> = draining.into_iter().chain(failing).collect();
+    if reasons.is_empty() { Ok(Json(json!({ "status": "ready" }))) } else { Err(ApiError::not_ready(&reasons)) }
+}

@@ -1,0 +1,134 @@
+//! The storefront's HTTP surface: an axum [`Router`] from a builder over ports, and a server that stops gracefully.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use hybrid_cloud::storefront::Storefront;
+//! use hybrid_core::{memory::ScriptedBackend, task::Classify};
+//!
+//! # fn main() -> hybrid_core::Result<()> {
+//! let backend = Arc::new(ScriptedBackend::<Classify>::new("messages", []));
+//! let storefront = Storefront::builder()
+//!     .classify("messages", backend)
+//!     .ready_when("model", || Ok(()))
+//!     .build()?;
+//! let router: axum::Router = storefront.router();
+//! # drop(router);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Routes
+//! | route | body | answer |
+//! |---|---|---|
+//! | `POST /v1/classify` | `{"model"?, "input": "text" or ["text", …], "top_k"?}` | 200 `{"object": "classification.list", "model", "version", "manifest", "results": [{"label", "confidence", "scores": [{"label", "score"}]}], "usage"?, "notes"?}` |
+//! | `POST /v1/judgments` | `{"input": "text" or {"text"}, "label", "model"?, "version"?, "manifest"?, "answer"?, "request_id"?, "by"?, "tags"?, "idempotency_key"?}` | 201 `{"object": "judgment", "id"}` once durable |
+//! | `POST /v1/judgments` | `{"judgments": [as above, …]}` | 201 `{"object": "list", "data": [{"object": "judgment", "id"}, …]}` |
+//! | `GET /v1/models`, `GET /v1/models/{id}` | | `{"id", "object": "model", "created", "owned_by", "task", "version", "manifest", "locality"}`, alone or in a list |
+//! | `GET /healthz` | | 200 while the process is alive |
+//! | `GET /readyz` | | 200, or 503 with the reasons: a check given to the builder fails, or the storefront drains |
+//!
+//! A route exists where its port was given. `model` may be left out; the first model given to the builder answers then. `version` and `manifest`
+//! are `null` where the model comes from no registry. `notes` holds what the caller would not expect of an answer, such as a fallback.
+//!
+//! A field that this version does not know is refused, as everywhere in the crate family: a misspelt `tags` would otherwise lose what evaluation
+//! slices by, in silence. Bodies are UTF-8 JSON without content coding.
+//!
+//! # Judgments
+//! A judgment counts once for each text, whatever is repeated: the latest decision is the one that trains. With an `idempotency_key` (1 to 128
+//! characters of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`, such as the row id of the client's own table) a retry is the very same event: it keeps its
+//! id and its first time, so it can neither count twice nor outlive a correction made between the tries. The event's id is made of key and content;
+//! one key with two contents is two events. In a list each judgment is checked before any is recorded; if recording fails part of the way, the
+//! error says so, and the whole list may be sent again.
+//!
+//! # Every request
+//! - Has an `x-request-id`: the client's if it sent one that is a valid [`RequestId`](hybrid_core::RequestId), else a fresh one. Every answer carries it.
+//! - Runs under a [`CallContext`](hybrid_core::CallContext) with tenant, data policy, deadline, the client's W3C `traceparent`, and a cancellation that
+//!   is raised when the client disconnects or the time is up.
+//! - Is one `tracing` span `request` with `method`, `route` (the pattern, never the path), `status`, `latency_ms`, `request_id` and `tenant`. What
+//!   customers write is in no span and no event.
+//! - Is held to [`StorefrontLimits`].
+//!
+//! # Errors
+//! Errors have the OpenAI API's shape, also for unknown routes, wrong methods and panics:
+//! `{"error": {"message", "type", "param", "code"}}`.
+//!
+//! | status | `type` | `code` | when |
+//! |---|---|---|---|
+//! | 400 | `invalid_request_error` | `invalid_utf8`, `invalid_json`, `invalid_body`, `invalid_request`, `unsupported`, `unknown_label` | the request can never succeed as it is; [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) and [`Unsupported`](hybrid_core::ErrorKind::Unsupported) of a backend |
+//! | 403 | `permission_error` | `policy_denied` | [`PolicyDenied`](hybrid_core::ErrorKind::PolicyDenied) |
+//! | 404 | `invalid_request_error` | `not_found`, `model_not_found` | no such route, no such model |
+//! | 405 | `invalid_request_error` | `method_not_allowed` | the route has other methods; `allow` lists them |
+//! | 408 | `timeout_error` | `body_timeout` | the body did not arrive within the request's time |
+//! | 413 | `invalid_request_error` | `body_too_large`, `too_large` | over a limit of the storefront, or [`TooLarge`](hybrid_core::ErrorKind::TooLarge) |
+//! | 415 | `invalid_request_error` | `unsupported_media_type`, `unsupported_encoding` | not `application/json`, or compressed |
+//! | 429 | `rate_limit_error` | `rate_limited` | [`RateLimited`](hybrid_core::ErrorKind::RateLimited) |
+//! | 500 | `server_error` | `internal_error` | a panic, or any kind not in this table: what a backend does not find or may not do is not the customer's fault |
+//! | 503 | `server_error` | `unavailable`, `overloaded`, `not_ready` | [`Unavailable`](hybrid_core::ErrorKind::Unavailable), [`ResourceExhausted`](hybrid_core::ErrorKind::ResourceExhausted), [`Cancelled`](hybrid_core::ErrorKind::Cancelled); too many requests at once; not ready |
+//! | 504 | `server_error` | `timeout` | [`Timeout`](hybrid_core::ErrorKind::Timeout), or the request's time is up |
+//! | 507 | `server_error` | `storage_full` | [`StorageFull`](hybrid_core::ErrorKind::StorageFull) |
+//!
+//! The message of a 5xx says what kind of failure it is and the request id, never a path, a key or a cause; those go to `tracing` under the same
+//! id. `Retry-After` stands on errors that are temporary. What is not HTTP at all is answered by the server below, without a body.
+
+use std::sync::Arc;
+
+use axum::{
+    Router, middleware,
+    routing::{MethodRouter, get, post},
+};
+
+mod body;
+mod builder;
+mod classify;
+mod edge;
+mod error;
+mod front;
+mod health;
+mod judgments;
+mod models;
+mod serve;
+
+pub use builder::{StorefrontBuilder, StorefrontLimits};
+pub use serve::Drained;
+
+use front::Front;
+
+/// The storefront: what a customer's request meets first.
+///
+/// Cheap to clone; clones are the same storefront.
+#[derive(Clone, Debug)]
+pub struct Storefront {
+    front: Arc<Front>,
+}
+
+impl Storefront {
+    /// A storefront with nothing to offer yet.
+    pub fn builder() -> StorefrontBuilder {
+        StorefrontBuilder::default()
+    }
+
+    /// The routes, ready to be served or called. Routes merged into it afterwards have none of the [limits](StorefrontLimits), ids and spans.
+    pub fn router(&self) -> Router {
+        let front = &self.front;
+        let route = |router: Router<Arc<Front>>, offered: bool, path: &str, methods: MethodRouter<Arc<Front>>| {
+            if offered { router.route(path, methods) } else { router }
+        };
+        let mut router = Router::new();
+        router = route(router, !front.models.is_empty(), "/v1/classify", post(classify::classify));
+        router = route(router, front.judgments.is_some(), "/v1/judgments", post(judgments::judge));
+        router
+            .route("/v1/models", get(models::list))
+            .route("/v1/models/{*id}", get(models::get))
+            .route("/healthz", get(health::alive))
+            .route("/readyz", get(health::ready))
+            .method_not_allowed_fallback(edge::method_not_allowed)
+            .fallback(edge::not_found)
+            .layer(middleware::from_fn_with_state(Arc::clone(front), edge::edge))
+            .with_state(Arc::clone(front))
+    }
+
+    /// Makes `/readyz` answer 503 from now on, so that a load balancer looks elsewhere before the storefront stops. Everything else goes on.
+    pub fn drain(&self) {
+        self.front.draining.cancel();
+    }
+}

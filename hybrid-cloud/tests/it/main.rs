@@ -1,0 +1,5 @@
+//! What the crate promises, seen from outside.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should say where")]
+
+#[cfg(feature = "storefront")]
+mod storefront;
