@@ -1,6 +1,10 @@
 //! The adapters of this crate pass the suites. The same harnesses put a fault before an adapter; see `broken`.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use hybrid_core::{
@@ -49,7 +53,7 @@ async fn the_memory_queue_keeps_the_contract() {
 #[tokio::test]
 async fn the_scripted_backend_keeps_the_contract() {
     for locality in [Locality::Device, Locality::Site, Locality::Region("eu-central-1".to_owned())] {
-        inference::run(&Backends { locality, fault: None }).await.assert();
+        inference::run(&Backends::new(locality, None)).await.assert();
     }
 }
 
@@ -140,8 +144,15 @@ impl QueueHarness for Queues {
 /// A classifier that says `order` to everything, for a price.
 #[derive(Debug)]
 pub(crate) struct Backends {
-    pub(crate) locality: Locality,
-    pub(crate) fault: Option<BackendFault>,
+    locality: Locality,
+    fault: Option<BackendFault>,
+    made: Mutex<Vec<Arc<ScriptedBackend<Classify>>>>,
+}
+
+impl Backends {
+    pub(crate) fn new(locality: Locality, fault: Option<BackendFault>) -> Self {
+        Self { locality, fault, made: Mutex::default() }
+    }
 }
 
 #[async_trait]
@@ -164,9 +175,10 @@ impl InferenceHarness<Classify> for Backends {
         };
         let scores = vec![LabelScore::new("order", 0.75), LabelScore::new("complaint", 0.25)];
         let response = ClassifyResponse { results: vec![Classification::ranked(scores, None)?] };
-        let scripted = ScriptedBackend::with_profile(profile, std::iter::repeat_n(response, 200).map(Ok));
+        let scripted = Arc::new(ScriptedBackend::with_profile(profile, std::iter::repeat_n(response, 200).map(Ok)));
+        self.made.lock().unwrap().push(Arc::clone(&scripted));
         Ok(match self.fault {
-            None => Arc::new(scripted),
+            None => scripted,
             Some(fault) => Arc::new(BrokenBackend::new(scripted, fault)),
         })
     }
@@ -177,6 +189,10 @@ impl InferenceHarness<Classify> for Backends {
 
     fn invalid(&self) -> ClassifyRequest {
         ClassifyRequest::default()
+    }
+
+    fn reached(&self) -> Option<u64> {
+        Some(self.made.lock().unwrap().iter().map(|scripted| scripted.asked().len() as u64).sum())
     }
 }
 

@@ -26,6 +26,7 @@ pub(crate) enum BackendFault {
     SkipsValidation,
     IgnoresThePolicy,
     StreamIgnoresThePolicy,
+    RefusesTooLate,
     TrustsNobody,
     IgnoresCancellation,
     IgnoresTheDeadline,
@@ -49,6 +50,7 @@ const PLANTED: &[super::Planted<BackendFault>] = &[
     (SkipsValidation, &["invalid_requests_are_refused"]),
     (IgnoresThePolicy, &["forbidden_places_are_refused"]),
     (StreamIgnoresThePolicy, &["forbidden_places_are_refused"]),
+    (RefusesTooLate, &["invalid_requests_are_refused", "forbidden_places_are_refused"]),
     (TrustsNobody, &["admitted_places_are_served"]),
     (IgnoresCancellation, &["cancelled_calls_end"]),
     (IgnoresTheDeadline, &["late_calls_end"]),
@@ -64,21 +66,21 @@ const PLANTED: &[super::Planted<BackendFault>] = &[
 #[tokio::test]
 async fn the_suite_notices_broken_backends() {
     let run = |fault| async move {
-        inference::run(&Backends { locality: Locality::Region("eu-central-1".to_owned()), fault: Some(fault) }).await
+        inference::run(&Backends::new(Locality::Region("eu-central-1".to_owned()), Some(fault))).await
     };
     super::check(PLANTED, run).await;
 }
 
 #[derive(Debug)]
 pub(crate) struct BrokenBackend {
-    scripted: ScriptedBackend<Classify>,
+    scripted: Arc<ScriptedBackend<Classify>>,
     fault: BackendFault,
     busy: AtomicBool,
     calls: AtomicU64,
 }
 
 impl BrokenBackend {
-    pub(crate) fn new(scripted: ScriptedBackend<Classify>, fault: BackendFault) -> Self {
+    pub(crate) fn new(scripted: Arc<ScriptedBackend<Classify>>, fault: BackendFault) -> Self {
         Self { scripted, fault, busy: false.into(), calls: 0.into() }
     }
 
@@ -88,6 +90,11 @@ impl BrokenBackend {
             NeverAnswers => return Err(Error::unavailable("infer", "come back tomorrow")),
             SkipsValidation if Classify::validate(&request).is_err() => request = ClassifyRequest::one("nothing"),
             IgnoresThePolicy => cx.policy = DataPolicy::Anywhere,
+            RefusesTooLate => {
+                let (mut anywhere, anything) = (cx.clone(), ClassifyRequest::one("nothing"));
+                anywhere.policy = DataPolicy::Anywhere;
+                self.scripted.infer(&anywhere, anything).await?;
+            }
             TrustsNobody if cx.policy != DataPolicy::Anywhere => cx.policy = DataPolicy::Device,
             IgnoresCancellation => cx.cancel = Cancellation::new(),
             IgnoresTheDeadline => cx.deadline = None,
