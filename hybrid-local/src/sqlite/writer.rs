@@ -1,0 +1,267 @@
+//! One thread that owns a database connection and commits for all callers at once.
+//!
+//! A commit costs an fsync, and while one runs the calls that come in pile up; the thread then runs all of them in one transaction, so that
+//! they share the next. If that transaction fails, each call is run again in one of its own: a call that fails leaves the others alone, and
+//! the price of that is paid only when something fails. On a full disk the log is emptied first, which may make room.
+
+use std::{
+    path::Path,
+    sync::{Arc, mpsc},
+    thread,
+};
+
+use hybrid_core::{Error, ErrorKind, Result};
+use rusqlite::{Connection, ErrorCode};
+use tokio::sync::oneshot;
+
+use super::database::{explain, is_fatal};
+
+/// The most calls that one transaction serves, so that none waits for long.
+const MAX_BATCH: usize = 256;
+
+/// Whether a call changes the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// It does not: a transaction of such calls alone takes no lock that others wait for.
+    Read,
+    /// It does, and is durable when answered.
+    Write,
+}
+
+/// The way to the thread. The thread ends, and closes the database, when the last clone is gone and what was asked is done.
+#[derive(Clone)]
+pub(super) struct Writer {
+    jobs: mpsc::Sender<Box<dyn Job>>,
+    path: Arc<Path>,
+}
+
+impl Writer {
+    /// Starts the thread for the database at `path`.
+    pub(super) fn start(db: Connection, path: &Path) -> Result<Self> {
+        let (jobs, incoming) = mpsc::channel();
+        let path: Arc<Path> = path.into();
+        let owner = path.to_path_buf();
+        thread::Builder::new().name("hybrid-sqlite".to_owned()).spawn(move || serve(&db, &incoming, &owner)).map_err(
+            |error| {
+                Error::new(ErrorKind::ResourceExhausted, "open database", "the system gives no thread")
+                    .with("path", path.display())
+                    .with_source(error)
+            },
+        )?;
+        Ok(Self { jobs, path })
+    }
+
+    /// Runs `work` in a transaction, and `done` on its answer once that is committed.
+    ///
+    /// `work` may run again after a transaction that failed. A call that is dropped before its turn is not run at all.
+    pub(super) async fn call<A, T>(
+        &self,
+        operation: &'static str,
+        access: Access,
+        work: impl FnMut(&Connection) -> rusqlite::Result<A> + Send + 'static,
+        done: impl FnOnce(A) -> T + Send + 'static,
+    ) -> Result<T>
+    where
+        A: Send + 'static,
+        T: Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        self.post(Box::new(Call { operation, access, work, done, answer: None, reply: Some(reply) }));
+        answer.await.unwrap_or_else(|_| {
+            Err(Error::internal(operation, "the thread that owns the database has ended")
+                .with("path", self.path.display()))
+        })
+    }
+
+    /// Runs `work` in a transaction some time soon; nobody hears how it went.
+    pub(super) fn spawn(
+        &self,
+        operation: &'static str,
+        work: impl FnMut(&Connection) -> rusqlite::Result<()> + Send + 'static,
+    ) {
+        self.post(Box::new(Call { operation, access: Access::Write, work, done: |()| (), answer: None, reply: None }));
+    }
+
+    fn post(&self, job: Box<dyn Job>) {
+        // If the thread has ended the job is dropped here, which its caller sees.
+        let _ = self.jobs.send(job);
+    }
+}
+
+fn serve(db: &Connection, incoming: &mpsc::Receiver<Box<dyn Job>>, path: &Path) {
+    let mut batch = Vec::new();
+    while let Ok(job) = incoming.recv() {
+        batch.push(job);
+        batch.extend(incoming.try_iter().take(MAX_BATCH - 1));
+        batch.retain(|job| !job.is_abandoned());
+        let outcome = commit(db, &mut batch);
+        let is_full = outcome.as_ref().is_err_and(|error| error.sqlite_error_code() == Some(ErrorCode::DiskFull));
+        if is_full {
+            give_space_back(db);
+        }
+        let run_alone = is_full || batch.len() > 1 && outcome.as_ref().is_err_and(|error| !is_fatal(error));
+        for mut job in batch.drain(..) {
+            if run_alone {
+                let outcome = commit(db, std::slice::from_mut(&mut job));
+                job.finish(outcome.as_ref().copied(), path);
+            } else {
+                job.finish(outcome.as_ref().copied(), path);
+            }
+        }
+    }
+}
+
+/// Runs the jobs in one transaction.
+fn commit(db: &Connection, jobs: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
+    let begin = match jobs.iter().map(|job| job.access()).find(|access| *access == Access::Write) {
+        Some(_) => "BEGIN IMMEDIATE",
+        None if jobs.is_empty() => return Ok(()),
+        None => "BEGIN",
+    };
+    run(db, begin)?;
+    let outcome = jobs.iter_mut().try_for_each(|job| job.run(db)).and_then(|()| run(db, "COMMIT"));
+    // SQLite has rolled back by itself after some errors.
+    if outcome.is_err() && !db.is_autocommit() {
+        run(db, "ROLLBACK")?;
+    }
+    outcome
+}
+
+/// On a full disk the log's own space may be what is missing: moves what it holds into the database and cuts it off.
+fn give_space_back(db: &Connection) {
+    let checkpoint = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()));
+    if let Err(error) = checkpoint {
+        tracing::debug!(%error, "the log of the full disk could not be cut off");
+    }
+}
+
+fn run(db: &Connection, statement: &str) -> rusqlite::Result<()> {
+    db.prepare_cached(statement)?.execute(()).map(|_| ())
+}
+
+trait Job: Send {
+    fn access(&self) -> Access;
+    fn is_abandoned(&self) -> bool;
+    fn run(&mut self, db: &Connection) -> rusqlite::Result<()>;
+    fn finish(self: Box<Self>, outcome: Result<(), &rusqlite::Error>, path: &Path);
+}
+
+struct Call<A, T, W, D> {
+    operation: &'static str,
+    access: Access,
+    work: W,
+    done: D,
+    answer: Option<A>,
+    reply: Option<oneshot::Sender<Result<T>>>,
+}
+
+impl<A, T, W, D> Job for Call<A, T, W, D>
+where
+    A: Send,
+    T: Send,
+    W: FnMut(&Connection) -> rusqlite::Result<A> + Send,
+    D: FnOnce(A) -> T + Send,
+{
+    fn access(&self) -> Access {
+        self.access
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+
+    fn run(&mut self, db: &Connection) -> rusqlite::Result<()> {
+        self.answer = Some((self.work)(db)?);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, outcome: Result<(), &rusqlite::Error>, path: &Path) {
+        let Self { operation, done, answer, reply, .. } = *self;
+        let answer = match (outcome, answer) {
+            (Ok(()), Some(answer)) => Ok(done(answer)),
+            (Ok(()), None) => Err(Error::internal(operation, "the call was committed without an answer")),
+            (Err(error), _) => Err(explain(operation, path, error)),
+        };
+        match reply {
+            // A caller that has gone needs no answer.
+            Some(reply) => drop(reply.send(answer)),
+            None => {
+                if let Err(error) = answer {
+                    tracing::warn!(%error, "a background change of the database failed");
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    fn writer(scratch: &tempfile::TempDir) -> Writer {
+        let path = scratch.path().join("numbers");
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch("CREATE TABLE numbers (number INTEGER CHECK (number < 100), batch INTEGER)").unwrap();
+        Writer::start(db, &path).unwrap()
+    }
+
+    fn insert(writer: &Writer, number: i64) -> impl Future<Output = Result<()>> {
+        let insert =
+            move |db: &Connection| db.execute("INSERT INTO numbers (number) VALUES (?1)", [number]).map(|_| ());
+        writer.call("insert", Access::Write, insert, |()| ())
+    }
+
+    async fn count(writer: &Writer) -> i64 {
+        let count = |db: &Connection| db.query_row("SELECT count(*) FROM numbers", (), |row| row.get(0));
+        writer.call("count", Access::Read, count, |count| count).await.unwrap()
+    }
+
+    /// Holds the thread until the sender given back is dropped, so that what is called meanwhile comes into one batch.
+    fn hold(writer: &Writer) -> mpsc::Sender<()> {
+        let (release, held) = mpsc::channel();
+        writer.spawn("hold", move |_| {
+            let _ = held.recv();
+            Ok(())
+        });
+        release
+    }
+
+    #[tokio::test]
+    async fn calls_that_wait_together_share_a_commit() {
+        let scratch = tempfile::tempdir().unwrap();
+        let writer = writer(&scratch);
+        let other = Connection::open(scratch.path().join("numbers")).unwrap();
+        let version = || -> i64 { other.pragma_query_value(None, "data_version", |row| row.get(0)).unwrap() };
+        let before = version();
+        let release = hold(&writer);
+        let calls = join_all((0..50).map(|number| insert(&writer, number)));
+        let (answers, ()) = tokio::join!(calls, async { drop(release) });
+        assert!(answers.iter().all(Result::is_ok));
+        assert_eq!((count(&writer).await, version()), (50, before + 1));
+    }
+
+    #[tokio::test]
+    async fn a_call_that_fails_leaves_the_others_of_its_batch_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let writer = writer(&scratch);
+        let release = hold(&writer);
+        let calls = join_all([1, 100, 2, 101, 3].map(|number| insert(&writer, number)));
+        let (answers, ()) = tokio::join!(calls, async { drop(release) });
+        assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true, false, true]);
+        assert_eq!(count(&writer).await, 3);
+    }
+
+    #[tokio::test]
+    async fn a_call_dropped_before_its_turn_is_not_run() {
+        let scratch = tempfile::tempdir().unwrap();
+        let writer = writer(&scratch);
+        let release = hold(&writer);
+        let mut dropped = Box::pin(insert(&writer, 1));
+        assert!(futures_util::poll!(&mut dropped).is_pending());
+        drop(dropped);
+        drop(release);
+        assert_eq!(count(&writer).await, 0);
+    }
+}
