@@ -267,10 +267,10 @@ impl Download<'_> {
                 return Ok((bytes, true));
             }
         }
-        if let Some(place) = self.local.get(&digest).cloned() {
-            if let Some(bytes) = blocking(move || Ok(read_place(&place, size, digest))).await? {
-                return Ok((bytes, false));
-            }
+        if let Some(place) = self.local.get(&digest).cloned()
+            && let Some(bytes) = blocking(move || Ok(read_place(&place, size, digest))).await?
+        {
+            return Ok((bytes, false));
         }
         let bytes = self.registry.read(&chunk.blob).await?;
         let found = bytes.len() as u64;
