@@ -1,13 +1,17 @@
 //! Reading a request's JSON.
 
-use std::{sync::Arc, sync::atomic::Ordering};
+use std::{pin::pin, sync::Arc};
 
 use axum::{
     body::{Body, Bytes},
     extract::{FromRequest, Request},
     http::{HeaderMap, header},
 };
-use futures_util::StreamExt;
+use futures_util::{
+    StreamExt,
+    future::{Either, select},
+};
+use hybrid_core::Error;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::{edge::Edge, error::ApiError, front::Front};
@@ -58,11 +62,13 @@ impl FromRequest<Arc<Front>> for JsonText {
     async fn from_request(request: Request, front: &Arc<Front>) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
         check_headers(&parts.headers)?;
-        let limit = front.limits.body_bytes;
-        let bytes = read(&parts.headers, body, limit).await?;
         let edge = parts.extensions.get::<Edge>().cloned();
-        let edge = edge.ok_or_else(|| hybrid_core::Error::internal("read body", "the request came past the edge"))?;
-        edge.body_arrived.store(true, Ordering::Relaxed);
+        let edge = edge.ok_or_else(|| Error::internal("read body", "the request came past the edge"))?;
+        let too_late = front.clock.sleep(edge.deadline.since(front.clock.monotonic()));
+        let bytes = match select(pin!(read(&parts.headers, body, front.limits.body_bytes)), too_late).await {
+            Either::Left((read, _)) => read?,
+            Either::Right(_) => return Err(ApiError::body_timeout(front.limits.request_timeout)),
+        };
         let text = String::from_utf8(bytes).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
             ApiError::invalid("invalid_utf8", format!("the body must be UTF-8 and is not at byte {at}"))

@@ -1,24 +1,14 @@
 //! What every request passes first and every answer last.
 
-use std::{
-    panic::AssertUnwindSafe,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
-use futures_util::{
-    FutureExt,
-    future::{Either, select},
-};
+use futures_util::FutureExt;
 use hybrid_core::{Monotonic, RequestId};
 use tracing::{Instrument, Span, field::Empty};
 
@@ -32,18 +22,16 @@ pub(super) struct Edge {
     pub(super) request: RequestId,
     pub(super) deadline: Monotonic,
     pub(super) trace: Option<String>,
-    /// Raised when the body has arrived: tells a slow client from a slow backend.
-    pub(super) body_arrived: Arc<AtomicBool>,
 }
 
-/// Gives the request its id, span and time; writes errors, catches panics.
+/// Gives the request its id, span and deadline; writes errors, catches panics. Whatever waits holds itself to the deadline: the
+/// [body](super::body), and the [call](super::front::Call) after it.
 pub(super) async fn edge(State(front): State<Arc<Front>>, mut request: Request, next: Next) -> Response {
     let started = front.clock.monotonic();
     let edge = Edge {
         request: request_id(request.headers()).unwrap_or_else(|| RequestId::next(&*front.ids)),
         deadline: started.plus(front.limits.request_timeout),
         trace: trace_parent(request.headers()),
-        body_arrived: Arc::default(),
     };
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("none", |path| path.as_str());
@@ -59,7 +47,8 @@ pub(super) async fn edge(State(front): State<Arc<Front>>, mut request: Request, 
     let probe = matches!(route, "/healthz" | "/readyz");
     request.extensions_mut().insert(edge.clone());
     async {
-        let carrier = in_time(&front, &edge, next.run(request)).await;
+        let carrier = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+        let carrier = carrier.unwrap_or_else(|panic| ApiError::panicked(&*panic).into_response());
         let response = finish(&edge.request, carrier);
         let latency_ms = front.clock.monotonic().since(started).as_secs_f64() * 1e3;
         log(response.status(), latency_ms, probe);
@@ -67,19 +56,6 @@ pub(super) async fn edge(State(front): State<Arc<Front>>, mut request: Request, 
     }
     .instrument(span)
     .await
-}
-
-/// The answer of `work`, or the error that it panicked or took too long. Leaving drops what is still at work.
-async fn in_time(front: &Front, edge: &Edge, work: impl Future<Output = Response>) -> Response {
-    use axum::response::IntoResponse;
-    let limit = front.limits.request_timeout;
-    let work = pin!(AssertUnwindSafe(work).catch_unwind());
-    match select(work, front.clock.sleep(limit)).await {
-        Either::Left((Ok(response), _)) => response,
-        Either::Left((Err(panic), _)) => ApiError::panicked(&*panic).into_response(),
-        Either::Right(_) if edge.body_arrived.load(Ordering::Relaxed) => ApiError::timeout(limit).into_response(),
-        Either::Right(_) => ApiError::body_timeout(limit).into_response(),
-    }
 }
 
 fn finish(request: &RequestId, mut carrier: Response) -> Response {

@@ -83,11 +83,6 @@ impl ApiError {
         Self { close: true, ..Self::new(StatusCode::REQUEST_TIMEOUT, "timeout_error", "body_timeout", message) }
     }
 
-    pub(super) fn timeout(limit: Duration) -> Self {
-        let message = format!("the request took longer than {limit:?}");
-        Self { retry_after: Some(RETRY), ..Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER, "timeout", message) }
-    }
-
     pub(super) fn overloaded() -> Self {
         let message = "too many requests are at work; try again";
         Self { retry_after: Some(RETRY), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "overloaded", message) }
