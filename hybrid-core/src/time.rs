@@ -92,7 +92,8 @@ serde_as_text!(Timestamp);
 
 /// A point on a clock that never jumps, as the time since an origin that is the same for one [`Clock`] only.
 ///
-/// Leases and deadlines are points on this clock; they are never stored or sent.
+/// Leases and deadlines are points on this clock; they never leave the machine, and one that is
+/// kept in a file is worth nothing after a restart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Monotonic(Duration);
 

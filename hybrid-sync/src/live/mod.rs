@@ -86,6 +86,12 @@ pub enum LiveEvent {
         from: Option<LiveVersion>,
         /// Chunk bytes read from the store.
         bytes_moved: u64,
+        /// Time to fetch and verify.
+        fetch: Duration,
+        /// Time to load and warm up.
+        load: Duration,
+        /// Time in which requests changed over.
+        swap: Duration,
     },
     /// A look at the channel, or a version, failed; what was in service stays.
     Failed {

@@ -158,15 +158,10 @@ impl<T: Task> Follower<T> {
         // Given back like a request's lease: whoever is last drops the version off the serving path.
         drop(old.map(Lease::new));
         tracing::info!(model = %shared.model, channel = %shared.channel, version = to.version, manifest = %to.manifest, bytes_moved = fetched.bytes_moved, "swapped");
-        shared.emit(LiveEvent::Swapped { to, from, bytes_moved: fetched.bytes_moved });
-        Ok(Refresh::Swapped {
-            version: to.version,
-            manifest,
-            bytes_moved: fetched.bytes_moved,
-            fetch: fetched_at.since(started),
-            load: loaded_at.since(fetched_at),
-            swap: swapped_at.since(loaded_at),
-        })
+        let (bytes_moved, fetch) = (fetched.bytes_moved, fetched_at.since(started));
+        let (load, swap) = (loaded_at.since(fetched_at), swapped_at.since(loaded_at));
+        shared.emit(LiveEvent::Swapped { to, from, bytes_moved, fetch, load, swap });
+        Ok(Refresh::Swapped { version: to.version, manifest, bytes_moved, fetch, load, swap })
     }
 
     async fn load(&self, fetched: &Fetched, shared: &Shared<T>) -> Result<Serving<T>> {

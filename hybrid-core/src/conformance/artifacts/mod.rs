@@ -69,7 +69,7 @@ pub async fn run(harness: &dyn ArtifactHarness) -> Report {
     // What is left behind harms nobody, since the next run has a root of its own.
     let left = store.list(&format!("{root}/"), ListOptions::default());
     let store = &store;
-    left.filter_map(async |meta| meta.ok())
+    left.filter_map(|meta| std::future::ready(meta.ok()))
         .for_each_concurrent(32, |meta| async move { drop(store.delete(&meta.key).await) })
         .await;
     report
