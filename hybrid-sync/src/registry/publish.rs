@@ -148,7 +148,6 @@ impl Registry {
             nonce: Digest::of(publish_id.as_bytes()).to_string()[..16].to_owned(),
             known: Mutex::new(self.base_chunks(base).await?),
             total,
-            done: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             uploaded: AtomicU64::new(0),
             reused: AtomicU64::new(0),
@@ -237,7 +236,6 @@ struct Upload {
     nonce: String,
     known: Mutex<HashMap<Digest, Known>>,
     total: u64,
-    done: AtomicU64,
     moved: AtomicU64,
     uploaded: AtomicU64,
     reused: AtomicU64,
@@ -272,7 +270,10 @@ impl Upload {
             let mut placed = stream::poll_fn(|cx| uploads.poll_recv(cx))
                 .map(|(file, chunk)| async move { Ok::<_, Error>((file, self.place(chunk).await?)) })
                 .buffered(parallelism);
+            let mut done = 0;
             while let Some((file, chunk)) = placed.try_next().await? {
+                done += chunk.size;
+                self.progress.report(ProgressEvent::new("publish", done, self.total, "bytes"));
                 files[file].size += chunk.size;
                 files[file].chunks.push(chunk);
             }
@@ -317,8 +318,6 @@ impl Upload {
                 key
             }
         };
-        let done = self.done.fetch_add(size, Ordering::Relaxed) + size;
-        self.progress.report(ProgressEvent::new("publish", done, self.total, "bytes"));
         Ok(ChunkRef { blob, digest, size })
     }
 }

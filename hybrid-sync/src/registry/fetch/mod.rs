@@ -123,7 +123,6 @@ impl Registry {
             present: partial.present(),
             local,
             total: manifest.files.iter().map(|file| file.size).sum(),
-            done: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             progress,
         };
@@ -214,7 +213,6 @@ struct Download<'a> {
     present: HashMap<FileName, u64>,
     local: HashMap<Digest, Place>,
     total: u64,
-    done: AtomicU64,
     moved: AtomicU64,
     progress: Arc<dyn Progress>,
 }
@@ -243,13 +241,14 @@ impl Download<'_> {
                     Ok::<_, Error>(Piece { file, offset, bytes, in_place })
                 })
                 .buffered(parallelism);
+            let mut done = 0;
             while let Some(piece) = obtained.try_next().await? {
                 let size = piece.bytes.len() as u64;
                 if to_write.send(piece).await.is_err() {
                     // The writer has failed and says why.
                     return Ok(());
                 }
-                let done = self.done.fetch_add(size, Ordering::Relaxed) + size;
+                done += size;
                 self.progress.report(ProgressEvent::new("fetch", done, self.total, "bytes"));
             }
             Ok(())

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
-use hybrid_core::{ErrorKind, FileName};
-use hybrid_sync::registry::PublishOptions;
+use hybrid_core::{ErrorKind, FileName, TenantId};
+use hybrid_sync::registry::{FetchOptions, Namespace, PublishOptions, Registry};
 
 use super::site::{FailingStore, Site, noise, now, tensors};
 
@@ -109,13 +109,34 @@ async fn a_cancelled_publication_ends_and_a_retry_completes_it() {
 }
 
 #[tokio::test]
-async fn progress_ends_with_all_bytes() {
+async fn progress_moves_forward_and_ends_with_all_bytes() {
     let site = Site::new();
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let sink = Arc::clone(&seen);
     let mut options = PublishOptions::new("job-1", now());
     options.progress = Arc::new(hybrid_core::ProgressFn(move |event| sink.lock().unwrap().push(event)));
-    site.registry.publish(site.draft(1, &[("model.bin", noise(5 << 20, 1))]), &site.builder, options).await.unwrap();
-    let most = seen.lock().unwrap().iter().map(|event| event.done).max();
-    assert_eq!(most, Some(5 << 20));
+    let draft = site.draft(1, &[("model.bin", noise(5 << 20, 1))]);
+    // As a worker does it: on a task of its own.
+    let publication = tokio::spawn(async move { site.registry.publish(draft, &site.builder, options).await });
+    publication.await.unwrap().unwrap();
+    let seen = seen.lock().unwrap();
+    assert!(seen.is_sorted_by_key(|event| event.done));
+    let last = seen.last().unwrap();
+    assert_eq!((last.done, last.total), (5 << 20, Some(5 << 20)));
+}
+
+#[tokio::test]
+async fn a_tenants_models_lie_below_the_tenant_and_share_nothing_with_others() {
+    let site = Site::new();
+    let tenant = |name: &str| {
+        let namespace = Namespace::tenant(&TenantId::new(name).unwrap());
+        Registry::new(Arc::new(site.store.clone()), namespace)
+    };
+    let draft = || site.draft(1, &[("label.txt", b"one".to_vec())]);
+    let one = tenant("one").publish(draft(), &site.builder, PublishOptions::new("job-1", now())).await.unwrap();
+    assert!(site.keys().await.iter().all(|key| key.as_str().starts_with("t/one/")));
+    let (trust, cache) = (site.trust(), site.cache("cache"));
+    let stranger = tenant("two").fetch(one.manifest, &trust, &cache, FetchOptions::default()).await.unwrap_err();
+    assert_eq!(stranger.kind(), ErrorKind::NotFound);
+    tenant("one").fetch(one.manifest, &trust, &cache, FetchOptions::default()).await.unwrap();
 }
