@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn calibration_is_the_weighted_distance_of_confidence_and_accuracy() {
-        // Bins of 1/15: 0.9 and 0.93 share (0.8667, 0.9333], 0.6 is the upper end of (0.5333, 0.6].
+        // Bins of 1/15: 0.9 and 0.93 share (0.8667, 0.9333].
         let sure = |label: &str, share: f32| answer(label, &[(label, share)]);
         let metrics =
             metrics(&[("a", sure("a", 0.9)), ("a", sure("b", 0.93)), ("a", sure("a", 0.6)), ("a", sure("a", 1.0))]);
@@ -214,6 +214,10 @@ mod tests {
         assert!(close(calibration.ece, (2.0 * 0.415 + 0.4) / 4.0), "{}", calibration.ece);
         assert_eq!(calibration.bins.iter().map(|bin| bin.cases).collect::<Vec<_>>(), [1, 2, 1]);
         assert!(close(calibration.bins[2].high, 1.0));
+        // 0.2 is 3/15 exactly, the upper end of its bin.
+        let edge = Answer { confidence: Some(0.2), ..answer("a", &[]) };
+        let bins = LabelMetrics::of(&[("a", &edge)]).calibration.unwrap().bins;
+        assert!(close(bins[0].low, 2.0 / 15.0) && close(bins[0].high, 0.2), "{bins:?}");
         let none = LabelMetrics::of(&[("a", &answer("a", &[("a", 0.0)]))]).calibration.unwrap();
         assert_eq!((none.ece, none.bins[0].low), (1.0, 0.0));
     }

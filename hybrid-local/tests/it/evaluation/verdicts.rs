@@ -4,7 +4,7 @@ use hybrid_core::{
     CallContext, Clock, Currency, Document, InferenceBackend, ManualClock, Money, NoProgress, Note, Price,
     Requirements, Verdict, VerdictRecord,
 };
-use hybrid_local::evaluation::{Budgets, Contender, Evaluator, EvaluatorOptions, Report};
+use hybrid_local::evaluation::{Budgets, Contender, Evaluator, EvaluatorOptions, GoldenSet, Report, SliceBy};
 
 use super::{Table, Takes, adjusted, context, golden, judge, manifest, report, right, wrong};
 
@@ -84,13 +84,27 @@ async fn a_slice_is_judged_after_holm_over_all_of_them() {
 }
 
 #[tokio::test]
-async fn small_slices_and_those_with_every_case_are_left_out_and_counted() {
+async fn small_slices_are_left_out_and_counted() {
     let golden = golden(76);
     let report = report(&golden, &Table::new("new", 76, right), None).await;
     // 19 cases a label, at least 36 a language.
     assert_eq!(report.slices.iter().map(ToString::to_string).collect::<Vec<_>>(), ["language de", "language en"]);
     assert_eq!(report.small_slices, 4);
     assert!(report.to_markdown().contains("4 more with fewer than 20 cases"));
+}
+
+#[tokio::test]
+async fn a_slice_with_every_case_does_not_make_the_tests_of_the_others_stricter() {
+    let line = |i: usize| {
+        format!(
+            "{{\"input\": {{\"text\": \"case {i}\"}}, \"expected\": {{\"label\": \"{}\"}}, \"tags\": {{\"source\": \"shop\"}}}}\n",
+            right(i)
+        )
+    };
+    let golden = GoldenSet::from_jsonl("bakery", (0..80).map(line).collect::<String>()).unwrap();
+    let report = report(&golden, &Table::new("new", 80, right), None).await;
+    assert_eq!(report.slices.iter().map(|slice| slice.by.clone()).collect::<Vec<_>>(), vec![SliceBy::Label; 4]);
+    assert_eq!(report.small_slices, 0);
 }
 
 #[tokio::test]
