@@ -157,6 +157,15 @@ async fn label(live: &LiveModel<Classify>) -> String {
     ask(live).await.unwrap().response.results[0].label.clone()
 }
 
+/// Waits for what another thread does, and fails rather than hang.
+async fn eventually(condition: impl Fn() -> bool) {
+    let limit = std::time::Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(std::time::Instant::now() < limit, "it never came to pass");
+        tokio::task::yield_now().await;
+    }
+}
+
 fn failures(events: &mut broadcast::Receiver<LiveEvent>) -> Vec<String> {
     std::iter::from_fn(|| events.try_recv().ok())
         .filter_map(|event| match event {
@@ -225,9 +234,7 @@ async fn a_request_in_flight_finishes_on_the_version_that_it_began_with() {
     assert_eq!(front.loader.dropped.load(Ordering::SeqCst), 0, "an open stream keeps its version");
     let folded = collect_reply(stream.unwrap()).await.unwrap();
     assert_eq!(folded.response.results[0].label, "label-1");
-    while front.loader.dropped.load(Ordering::SeqCst) == 0 {
-        tokio::task::yield_now().await;
-    }
+    eventually(|| front.loader.dropped.load(Ordering::SeqCst) == 1).await;
 }
 
 #[tokio::test]
@@ -347,10 +354,8 @@ async fn the_loop_polls_backs_off_and_stops() {
     let mut status = live.watch();
     status.wait_for(|status| status.last_error.is_some()).await.unwrap();
     front.site.release(1, None).await;
-    loop {
-        while front.clock.sleepers() == 0 {
-            tokio::task::yield_now().await;
-        }
+    for _ in 0..20 {
+        eventually(|| front.clock.sleepers() > 0).await;
         if live.status().serving.is_some() {
             break;
         }
@@ -404,9 +409,7 @@ async fn no_request_fails_or_waits_while_versions_swap() {
     stop.store(true, Ordering::Relaxed);
     assert!(clients.join_all().await.into_iter().all(|served| served > 0));
     // All but the version in service are gone in the end.
-    while front.loader.dropped.load(Ordering::SeqCst) < 10 {
-        tokio::task::yield_now().await;
-    }
+    eventually(|| front.loader.dropped.load(Ordering::SeqCst) == 10).await;
 }
 
 #[tokio::test]

@@ -14,9 +14,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use hybrid_core::{
-    ArtifactStore, ArtifactStoreExt, BoxStream, CandidateFile, ChannelName, DatasetName, DatasetRef, Digest, Error,
-    ErrorKind, FileName, Interval, Key, Lineage, ListOptions, ModelName, ObjectMeta, ReadOptions, Requirements, Result,
-    SeededIds, Timestamp, TrainPlan, Verdict, VerdictRecord, memory::MemoryStore,
+    ArtifactStore, ArtifactStoreExt, BoxFuture, BoxStream, CandidateFile, ChannelName, Clock, DatasetName, DatasetRef,
+    Digest, Error, ErrorKind, FileName, Interval, Key, Lineage, ListOptions, ModelName, Monotonic, ObjectMeta,
+    ReadOptions, Requirements, Result, SeededIds, Timestamp, TrainPlan, Verdict, VerdictRecord, memory::MemoryStore,
 };
 use hybrid_sync::registry::{
     Channel, Draft, FetchOptions, Fetched, FileSigner, Head, Namespace, PublishOptions, Published, Registry, Release,
@@ -64,7 +64,7 @@ impl Site {
     }
 
     pub(crate) fn over(&self, store: Arc<dyn ArtifactStore>) -> Registry {
-        Registry::new(store, Namespace::root())
+        Registry::new(store, Namespace::root()).with_clock(Arc::new(NoWait))
     }
 
     pub(crate) fn trust(&self) -> Trust {
@@ -158,6 +158,24 @@ impl Site {
 
     pub(crate) async fn keys(&self) -> Vec<Key> {
         self.store.list_all("").await.unwrap().into_iter().map(|meta| meta.key).collect()
+    }
+}
+
+/// A clock on which every wait is over at once.
+#[derive(Debug)]
+struct NoWait;
+
+impl Clock for NoWait {
+    fn now(&self) -> Timestamp {
+        now()
+    }
+
+    fn monotonic(&self) -> Monotonic {
+        Monotonic::default()
+    }
+
+    fn sleep(&self, _duration: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
     }
 }
 
