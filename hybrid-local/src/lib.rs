@@ -12,6 +12,8 @@
 //!
 //! The first three are on by default.
 
+#[cfg(feature = "classifier")]
+mod device;
 #[cfg(feature = "embedded")]
 mod disk;
 #[cfg(feature = "evaluation")]
@@ -20,8 +22,14 @@ pub mod evaluation;
 mod folder_store;
 #[cfg(feature = "embedded")]
 mod sqlite;
+#[cfg(feature = "classifier")]
+mod text_classifier;
 
+#[cfg(feature = "classifier")]
+pub use device::{Device, DeviceChoice};
 #[cfg(feature = "embedded")]
 pub use folder_store::FolderStore;
 #[cfg(feature = "embedded")]
 pub use sqlite::{SqliteOutbox, SqliteQueue, SqliteQueueOptions};
+#[cfg(feature = "classifier")]
+pub use text_classifier::{TextClassifierLoader, TextClassifierTrainer};

@@ -3,6 +3,8 @@
 // Clippy excuses functions marked as tests, but not the helpers beside them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[cfg(feature = "classifier")]
+mod classifier;
 #[cfg(feature = "evaluation")]
 mod evaluation;
 #[cfg(feature = "embedded")]

@@ -1,0 +1,188 @@
+use candle_core::{Tensor, Var};
+use hybrid_core::Result;
+
+use super::{Bag, Batch, HashedConfig, HashedModel, HashedSettings, Head, Vocabulary, forward, logits};
+use crate::{
+    Device,
+    text_classifier::{
+        ClassifierConfig,
+        examples::Examples,
+        gradients::{check, cross_entropy, smooth_targets},
+        random::Random,
+        tensor_error,
+        tensors::{Array, Tensors, take_f32},
+        training::{Learner, Method, StepAt},
+    },
+};
+
+/// The deviation of embeddings at the start: small, so that a row says nothing before it has learnt something.
+const INITIAL: f64 = 0.01;
+/// How much slower the head learns than the embeddings, which see few texts each.
+const HEAD_RATE: f64 = 0.05;
+
+/// Makes learners of the hashed network.
+pub(in crate::text_classifier) struct HashedMethod<'a> {
+    pub(in crate::text_classifier) examples: &'a Examples,
+    pub(in crate::text_classifier) settings: HashedSettings,
+    pub(in crate::text_classifier) device: &'a Device,
+}
+
+/// A network that learns by plain gradient descent, as fastText does.
+///
+/// Adaptive optimisers scale every n-gram's step to the same size, and with it the say of one seen once to that of one seen a hundred
+/// times; on a few hundred texts that costs accuracy. The table stays on the host, and a step moves only the rows that its batch touches.
+pub(in crate::text_classifier) struct HashedLearner<'a> {
+    method: &'a HashedMethod<'a>,
+    vocabulary: Vocabulary,
+    bags: Vec<Bag>,
+    table: Vec<f32>,
+    weight: Var,
+    bias: Var,
+    /// Whether gradients have been seen to reach all parameters.
+    checked: bool,
+}
+
+impl<'a> Method for &'a HashedMethod<'a> {
+    type Learner = HashedLearner<'a>;
+
+    fn begin(&self, phase: usize, members: &[usize]) -> Result<HashedLearner<'a>> {
+        let (settings, examples) = (self.settings, self.examples);
+        let member_texts = members.iter().map(|&text| examples.texts[text].as_str());
+        let vocabulary = Vocabulary::of(settings.features, settings.min_count, member_texts);
+        let bags = examples.texts.iter().map(|text| vocabulary.bag(text)).collect();
+        let (dimension, labels) = (settings.dimension, examples.labels.len());
+        let random = |purpose| Random::of(settings.schedule.seed, purpose, [phase as u64, 0]);
+        let table = random("embeddings").normal(vocabulary.len() * dimension, INITIAL);
+        let weight = random("head").normal(dimension * labels, 1.0 / (dimension as f64).sqrt());
+        let fail = tensor_error("begin training");
+        let device = self.device.tensors();
+        Ok(HashedLearner {
+            method: self,
+            vocabulary,
+            bags,
+            table,
+            weight: Var::from_vec(weight, (dimension, labels), device).map_err(fail)?,
+            bias: Var::from_vec(vec![0f32; labels], labels, device).map_err(fail)?,
+            checked: false,
+        })
+    }
+}
+
+impl HashedLearner<'_> {
+    fn head(&self) -> Head {
+        Head { weight: self.weight.as_tensor().clone(), bias: self.bias.as_tensor().clone() }
+    }
+
+    /// The network, finished, with its temperature.
+    pub(in crate::text_classifier) fn into_model(self, temperature: f64) -> Result<HashedModel> {
+        let HashedMethod { examples, settings, device } = self.method;
+        let head = self.head();
+        let config = HashedConfig {
+            classifier: ClassifierConfig { labels: examples.labels.clone(), temperature },
+            features: settings.features,
+            rows: self.vocabulary.len(),
+            dimension: settings.dimension,
+        };
+        let Self { vocabulary, table: embeddings, .. } = self;
+        Ok(HashedModel { config, vocabulary, embeddings, head, device: (*device).clone() })
+    }
+
+    fn step_on(
+        &mut self,
+        bags: &[&Bag],
+        targets: &[usize],
+        rate: f64,
+    ) -> candle_core::Result<(f64, Option<hybrid_core::Error>)> {
+        let HashedMethod { examples, settings, device } = self.method;
+        let (dimension, labels) = (settings.dimension, examples.labels.len());
+        let batch = Batch::new(bags, device)?;
+        let mut gathered = batch.gather(&self.table, dimension);
+        let rows = Var::from_slice(&gathered, (batch.rows.len(), dimension), device.tensors())?;
+        let targets = smooth_targets(targets, labels, settings.label_smoothing);
+        let targets = Tensor::from_vec(targets, (bags.len(), labels), device.tensors())?;
+        let loss = cross_entropy(&forward(&batch.matrix, &rows, &self.head())?, &targets)?;
+        let gradients = loss.backward()?;
+        let value = f64::from(loss.to_scalar::<f32>()?);
+        if !self.checked && value.is_finite() {
+            let parameters = [("embeddings", &rows), ("head.weight", &self.weight), ("head.bias", &self.bias)];
+            if let Err(error) = check(parameters, &gradients) {
+                return Ok((value, Some(error)));
+            }
+            self.checked = true;
+        }
+        for var in [&self.weight, &self.bias] {
+            if let Some(gradient) = gradients.get(var) {
+                var.set(&(var.as_tensor() - (gradient * (rate * HEAD_RATE))?)?)?;
+            }
+        }
+        if let Some(gradient) = gradients.get(&rows) {
+            let gradient: Vec<f32> = gradient.flatten_all()?.to_vec1()?;
+            gathered.iter_mut().zip(&gradient).for_each(|(value, gradient)| *value -= rate as f32 * gradient);
+            for (&row, values) in batch.rows.iter().zip(gathered.chunks_exact(dimension)) {
+                if let Some(place) = self.table.get_mut(row as usize * dimension..(row as usize + 1) * dimension) {
+                    place.copy_from_slice(values);
+                }
+            }
+        }
+        Ok((value, None))
+    }
+}
+
+impl Learner for HashedLearner<'_> {
+    fn step(&mut self, batch: &[usize], at: StepAt) -> Result<f64> {
+        let HashedMethod { examples, settings, .. } = self.method;
+        let targets: Vec<_> = batch.iter().map(|&text| examples.targets[text]).collect();
+        let mut bags: Vec<Bag> = batch.iter().map(|&text| self.bags[text].clone()).collect();
+        if settings.ngram_dropout > 0.0 {
+            let mut random = Random::of(settings.schedule.seed, "dropout", [at.phase as u64, at.step as u64]);
+            bags.iter_mut().for_each(|bag| drop_out(bag, settings.ngram_dropout, &mut random));
+        }
+        let rate = settings.learning_rate * at.remaining();
+        let outcome = self.step_on(&bags.iter().collect::<Vec<_>>(), &targets, rate);
+        match outcome.map_err(tensor_error("train"))? {
+            (loss, None) => Ok(loss),
+            (_, Some(error)) => Err(error),
+        }
+    }
+
+    fn logits(&self, texts: &[usize]) -> Result<Vec<Vec<f32>>> {
+        let bags: Vec<_> = texts.iter().map(|&text| &self.bags[text]).collect();
+        logits(&bags, &self.table, self.method.settings.dimension, &self.head(), self.method.device)
+    }
+
+    fn state(&self) -> Result<Tensors> {
+        let (rows, dimension, labels) =
+            (self.vocabulary.len(), self.method.settings.dimension, self.method.examples.labels.len());
+        let values = |var: &Var| var.flatten_all()?.to_vec1::<f32>();
+        let fail = tensor_error("save checkpoint");
+        Ok([
+            ("embeddings", Array::f32([rows, dimension], self.table.clone())),
+            ("head.weight", Array::f32([dimension, labels], values(&self.weight).map_err(fail)?)),
+            ("head.bias", Array::f32([labels], values(&self.bias).map_err(fail)?)),
+        ]
+        .map(|(name, array)| (name.to_owned(), array))
+        .into())
+    }
+
+    fn restore(&mut self, mut state: Tensors) -> Result<()> {
+        let (rows, dimension, labels) =
+            (self.vocabulary.len(), self.method.settings.dimension, self.method.examples.labels.len());
+        self.table = take_f32(&mut state, "embeddings", &[rows, dimension])?;
+        let weight = take_f32(&mut state, "head.weight", &[dimension, labels])?;
+        let bias = take_f32(&mut state, "head.bias", &[labels])?;
+        let device = self.method.device.tensors();
+        let set = || {
+            self.weight.set(&Tensor::from_vec(weight, (dimension, labels), device)?)?;
+            self.bias.set(&Tensor::from_vec(bias, labels, device)?)
+        };
+        set().map_err(tensor_error("restore checkpoint"))
+    }
+}
+
+/// Leaves out each n-gram with probability `share` and makes up for it with the rest.
+fn drop_out(bag: &mut Bag, share: f64, random: &mut Random) {
+    bag.retain_mut(|(_, weight)| {
+        *weight /= (1.0 - share) as f32;
+        random.uniform() >= share
+    });
+}

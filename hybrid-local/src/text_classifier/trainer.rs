@@ -1,0 +1,212 @@
+//! From judgments to a version's files.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use async_trait::async_trait;
+use hybrid_core::{
+    Cancellation, Candidate, CandidateFile, CandidateOutput, Digest, Document, Error, FileName, Hasher, Requirements,
+    Result, Task, TrainPlan, TrainRun, Trainer, TrainerProfile, task::Classify,
+};
+
+use super::{
+    CONFIG, HASHED_ARCHITECTURE, WEIGHTS,
+    checkpoint::Checkpoint,
+    examples::Examples,
+    files,
+    hashed::{HashedMethod, HashedSettings},
+    settings::Settings,
+    tensors,
+    training::{self, Figures},
+};
+use crate::Device;
+
+const OPERATION: &str = "train";
+const NAME: &str = concat!("hybrid-local/", env!("CARGO_PKG_VERSION"));
+const HASHED: &str = "hashed-text";
+
+/// Trains text classifiers from judgments.
+///
+/// # Methods
+/// | method | what it trains | base |
+/// |---|---|---|
+/// | `hashed-text` | embeddings of hashed words and character n-grams with a linear layer; needs no downloaded weights | none |
+///
+/// # Hyperparameters of `hashed-text`
+/// | name | range | default | what it is |
+/// |---|---|---|---|
+/// | `epochs` | 1 to 1,000 | 30 | passes over the texts at most; early stopping takes the best number |
+/// | `batch_size` | 1 to 4,096 | 32 | texts a step |
+/// | `learning_rate` | 1e-6 to 1,000 | 10 | of plain gradient descent, falling to zero in a line |
+/// | `dimension` | 1 to 1,024 | 32 | columns of the embeddings |
+/// | `word_ngrams` | 1 to 3 | 1 | longest run of words that is one feature |
+/// | `char_min`, `char_max` | 1 to 8 | 2, 5 | shortest and longest run of characters that is one feature |
+/// | `buckets` | 2^10 to 2^24, a power of two | 2^20 | hash values of each kind; only those seen in training take room |
+/// | `min_count` | 1 to 1,000 | 1 | texts that a feature must occur in |
+/// | `label_smoothing` | 0 to 0.5 | 0.05 | share of each target that is spread over all labels |
+/// | `ngram_dropout` | 0 to 0.9 | 0 | share of the features that a step leaves out |
+/// | `folds` | 1 to 20 | 5 | models trained for validation, each without its share of the texts; 1 holds out `hold_out` once |
+/// | `hold_out` | 0.05 to 0.5 | 0.15 | share held out where `folds` is 1 |
+/// | `checkpoint_steps` | 1 to 1,000,000 | 250 | steps between two checkpoints |
+///
+/// # Behavior
+/// - Declares itself resumable and reproducible, and is: files depend on plan and device alone, byte for byte.
+/// - A judgment of another task, without a text or label, or with a text above 64 KiB is refused by its id.
+/// - The temperature, the number of epochs and the metrics `valid_accuracy`, `valid_loss`, `ece` and `ece_uncalibrated` (15 bins) come from
+///   texts that the model asked had not seen. The other metrics: `train_loss` (last epoch), `temperature`, `epochs`, `steps`, `seconds` (this attempt).
+/// - Progress has one stage, `train`, in steps.
+/// - Needs a tokio runtime: computing runs on its blocking threads. Dropping the future of `train` stops the run.
+#[derive(Clone, Debug)]
+pub struct TextClassifierTrainer {
+    device: Device,
+}
+
+impl TextClassifierTrainer {
+    /// A trainer that computes on `device`.
+    pub fn new(device: Device) -> Self {
+        Self { device }
+    }
+
+    fn method(plan: &TrainPlan) -> Result<Method> {
+        let settings = Settings::new(&plan.hyperparameters);
+        let method = match &*plan.method {
+            HASHED => {
+                if let Some(base) = &plan.base {
+                    return Err(Error::invalid("check plan", "the method starts from nothing; leave the base out")
+                        .with("method", &plan.method)
+                        .with("base", format_args!("{base:?}")));
+                }
+                Method::Hashed(HashedSettings::read(&settings, plan.seed)?)
+            }
+            _ => {
+                return Err(Error::invalid("check plan", "the trainer does not know this method")
+                    .with("method", &plan.method)
+                    .with("known", HASHED));
+            }
+        };
+        settings.finish()?;
+        Ok(method)
+    }
+
+    /// What the result depends on beside the data, which the plan fixes.
+    fn run_digest(&self, plan: &TrainPlan, base: &[Digest]) -> Result<Digest> {
+        let mut hasher = Hasher::new();
+        hasher.update(&plan.encode()?);
+        base.iter().for_each(|digest| hasher.update(digest.as_bytes()));
+        hasher.update(format!("{NAME} on {}", self.device).as_bytes());
+        Ok(hasher.finish())
+    }
+
+    fn train_hashed(&self, settings: HashedSettings, work: &Work) -> Result<Candidate> {
+        let Work { plan, run, examples, dropped } = work;
+        let checkpoint = Checkpoint::new(&run.scratch, self.run_digest(plan, &[])?);
+        let method = HashedMethod { examples, settings, device: &self.device };
+        let trained = training::train(&&method, examples, &settings.schedule, &checkpoint, run, dropped)?;
+        let model = trained.learner.into_model(trained.temperature)?;
+        let config = model.config().encode()?;
+        let weights = tensors::encode(&model.tensors()?, None)?;
+        let memory = model.config().tensor_bytes() * 2;
+        let files = [(CONFIG, config.as_ref()), (WEIGHTS, weights.as_slice())];
+        let output = write_candidate(&run.scratch, &files)?;
+        checkpoint.remove()?;
+        run.progress.report(training::finished(trained.steps));
+        Ok(self.candidate(HASHED_ARCHITECTURE, output, memory, trained.temperature, trained.figures, examples))
+    }
+
+    fn candidate(
+        &self,
+        architecture: &str,
+        output: CandidateOutput,
+        memory_bytes: u64,
+        temperature: f64,
+        figures: Figures,
+        examples: &Examples,
+    ) -> Candidate {
+        Candidate {
+            task: Classify::NAME.to_owned(),
+            architecture: architecture.to_owned(),
+            output,
+            requirements: Requirements { memory_bytes },
+            metrics: metrics(temperature, figures),
+            examples: examples.len() as u64,
+            device: self.device.to_string(),
+        }
+    }
+}
+
+enum Method {
+    Hashed(HashedSettings),
+}
+
+/// What a blocking thread is given.
+struct Work {
+    plan: TrainPlan,
+    run: TrainRun,
+    examples: Examples,
+    /// Raised when nobody waits for the result any more.
+    dropped: Cancellation,
+}
+
+#[async_trait]
+impl Trainer for TextClassifierTrainer {
+    fn profile(&self) -> TrainerProfile {
+        TrainerProfile {
+            name: format!("{NAME} text-classifier"),
+            methods: vec![HASHED.to_owned()],
+            resumable: true,
+            reproducible: true,
+        }
+    }
+
+    fn check(&self, plan: &TrainPlan) -> Result<()> {
+        Self::method(plan).map(drop)
+    }
+
+    async fn train(&self, plan: &TrainPlan, run: &TrainRun) -> Result<Candidate> {
+        let method = Self::method(plan)?;
+        if run.cancel.is_cancelled() {
+            return Err(Error::cancelled(OPERATION, "the run was cancelled"));
+        }
+        let examples = Examples::read(&plan.dataset.read(&*run.store).await?)
+            .map_err(|error| error.with("dataset", &plan.dataset.name))?;
+        let dropped = Cancellation::new();
+        let guard = dropped.clone().drop_guard();
+        let work = Work { plan: plan.clone(), run: run.clone(), examples, dropped };
+        let this = self.clone();
+        let training = tokio::task::spawn_blocking(move || match method {
+            Method::Hashed(settings) => this.train_hashed(settings, &work),
+        });
+        let candidate =
+            training.await.map_err(|error| Error::internal(OPERATION, "training ended early").with_source(error))?;
+        guard.disarm();
+        candidate
+    }
+}
+
+/// Writes a candidate's files below `scratch/candidate`.
+fn write_candidate(scratch: &Path, contents: &[(&str, &[u8])]) -> Result<CandidateOutput> {
+    let folder = scratch.join("candidate");
+    fs::create_dir_all(&folder).map_err(|error| files::io_error("write candidate", &folder, error))?;
+    let write = |(name, bytes): &(&str, &[u8])| {
+        let path = folder.join(name);
+        files::write(&path, bytes)?;
+        Ok(CandidateFile { name: FileName::new(*name)?, path })
+    };
+    contents.iter().map(write).collect::<Result<_>>().map(CandidateOutput::Files)
+}
+
+fn metrics(temperature: f64, figures: Figures) -> BTreeMap<String, f64> {
+    let Figures { ece, ece_uncalibrated, valid_accuracy, valid_loss, train_loss, epochs, steps, seconds } = figures;
+    [
+        ("ece", ece),
+        ("ece_uncalibrated", ece_uncalibrated),
+        ("valid_accuracy", valid_accuracy),
+        ("valid_loss", valid_loss),
+        ("train_loss", train_loss),
+        ("temperature", temperature),
+        ("epochs", epochs as f64),
+        ("steps", steps as f64),
+        ("seconds", seconds),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
