@@ -1,1 +1,13 @@
-//! placeholder
+//! Reference apps, assembled from the public API of the hybrid crates alone: a storefront, a kitchen, and a quickstart that runs both through the
+//! whole loop on one machine.
+//!
+//! Read them in this order: [`site`] (where things lie), [`storefront`], [`kitchen`], [`train_job`] (train, judge, publish, release) and
+//! [`quickstart`].
+
+pub mod data;
+pub mod kitchen;
+pub mod log;
+pub mod quickstart;
+pub mod site;
+pub mod storefront;
+pub mod train_job;

@@ -1,0 +1,130 @@
+//! The kitchen: a worker that trains, judges, publishes and releases on its own schedule, on a machine you own.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use clap::Parser;
+use hybrid_core::{Cancellation, Progress, ProgressEvent, Result};
+use hybrid_local::DeviceChoice;
+use hybrid_sync::worker::{Worker, WorkerOptions};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+
+use crate::{site::Site, train_job::TrainHandler};
+
+/// Runs a kitchen on a site's queue and bucket.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Args {
+    /// The folder of the site.
+    #[arg(long, default_value = ".hybrid")]
+    pub site: PathBuf,
+    /// This worker's name.
+    #[arg(long, default_value = "kitchen-1")]
+    pub name: String,
+    /// Where to compute: auto, cpu, metal or cuda[:n].
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceChoice,
+    /// How long a job is held without a heartbeat, in milliseconds: how soon another kitchen takes over from one that died.
+    #[arg(long, default_value_t = 30_000)]
+    pub lease_ms: u64,
+    /// Write what happens to standard output, one JSON object a line.
+    #[arg(long)]
+    pub events: bool,
+    /// Stop when standard input ends, for a parent process that may die.
+    #[arg(long)]
+    pub until_input_ends: bool,
+}
+
+/// What a kitchen says on standard output with `--events`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum KitchenEvent {
+    /// It takes jobs now.
+    Ready {
+        /// Its process id.
+        pid: u32,
+    },
+    /// A job has come further.
+    Progress(ProgressEvent),
+}
+
+/// Runs the kitchen until it is asked to stop, then finishes the job in hand.
+///
+/// # Errors
+/// What keeps it from starting: a folder, a key, a device.
+pub async fn run(args: Args) -> Result<()> {
+    let site = Site::open(&args.site)?;
+    let _lock = site.lock("kitchen")?;
+    let progress: Arc<dyn Progress> = if args.events { Arc::new(EventLines) } else { Arc::new(LogLines) };
+    let options = WorkerOptions { name: args.name, lease: Duration::from_millis(args.lease_ms), ..WorkerOptions::default() };
+    let worker = Worker::builder(site.queue()?, site.store()?)
+        .clock(site.clock())
+        .options(options)
+        .progress(move |_job| Arc::clone(&progress))
+        .handler(TrainHandler::open(&site, args.device)?)
+        .build()?;
+
+    let stop = Cancellation::new();
+    let asked = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = signals() => {}
+            () = input_ends(), if args.until_input_ends => {}
+        }
+        asked.cancel();
+    });
+    if args.events {
+        say(&KitchenEvent::Ready { pid: std::process::id() });
+    }
+    worker.run(stop).await;
+    Ok(())
+}
+
+/// Waits for an interrupt or a request to terminate.
+pub async fn signals() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = interrupt => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ = interrupt.await;
+}
+
+async fn input_ends() {
+    let mut input = tokio::io::stdin();
+    let mut buffer = [0; 64];
+    while matches!(input.read(&mut buffer).await, Ok(1..)) {}
+}
+
+fn say(event: &KitchenEvent) {
+    use std::io::Write;
+    if let Ok(line) = serde_json::to_string(event) {
+        // A parent that has gone is no reason to stop working.
+        let _ = writeln!(std::io::stdout().lock(), "{line}");
+    }
+}
+
+#[derive(Debug)]
+struct EventLines;
+
+impl Progress for EventLines {
+    fn report(&self, event: ProgressEvent) {
+        say(&KitchenEvent::Progress(event));
+    }
+}
+
+#[derive(Debug)]
+struct LogLines;
+
+impl Progress for LogLines {
+    fn report(&self, event: ProgressEvent) {
+        tracing::info!(stage = event.stage, done = event.done, total = event.total, unit = event.unit, "{}", event.message);
+    }
+}

@@ -1,0 +1,161 @@
+//! A site: everything that one deployment keeps in one folder when nothing else is configured.
+
+use std::{
+    fs::{File, TryLockError},
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use hybrid_core::{ArtifactStore, Clock, Error, ErrorKind, JobQueue, Result, Signer, SystemClock};
+use hybrid_local::{FolderStore, SqliteQueue, SqliteQueueOptions};
+use hybrid_sync::registry::{FileSigner, PublicKey, Trust};
+
+/// How often a job may be begun before it goes to the dead letters: training that survives a power cut wants some patience.
+const MAX_DELIVERIES: u32 = 20;
+
+/// The folder of a site and what lies where in it.
+///
+/// ```text
+/// artifacts/    the bucket: what the two halves share
+/// queue.db      the queue: the other thing they share
+/// keys/         builder and release key; only the kitchen has the private halves
+/// storefront/   outbox and model cache of the storefront
+/// kitchen/      scratch and model cache of the kitchen
+/// ```
+#[derive(Clone, Debug)]
+pub struct Site {
+    root: PathBuf,
+}
+
+impl Site {
+    /// Opens the site at `root`, creating the folder if need be.
+    ///
+    /// # Errors
+    /// [`PermissionDenied`](ErrorKind::PermissionDenied) or another kind that names the folder.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
+        let site = Self { root: root.into() };
+        for folder in [site.root.clone(), site.storefront(), site.kitchen(), site.keys()] {
+            make_folder(&folder)?;
+        }
+        Ok(site)
+    }
+
+    /// Takes `name`'s lock until the file returned is dropped: one process at a time plays this part on a site.
+    ///
+    /// # Errors
+    /// [`Unavailable`](ErrorKind::Unavailable) that names the lock if another process holds it.
+    pub fn lock(&self, name: &str) -> Result<File> {
+        let path = self.root.join(format!("{name}.lock"));
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|error| io("lock site", &path, error))?;
+        match file.try_lock() {
+            Ok(()) => {
+                // For people, and for tests that want to know whom to kill.
+                let write = file.set_len(0).and_then(|()| (&file).write_all(std::process::id().to_string().as_bytes()));
+                write.map(|()| file).map_err(|error| io("lock site", &path, error))
+            }
+            Err(TryLockError::WouldBlock) => {
+                Err(Error::unavailable("lock site", "another process uses this folder; wait for it or choose another with --site")
+                    .with("part", name)
+                    .with("folder", self.root.display()))
+            }
+            Err(TryLockError::Error(error)) => Err(io("lock site", &path, error)),
+        }
+    }
+
+    /// The bucket.
+    ///
+    /// # Errors
+    /// Those of [`FolderStore::open`].
+    pub fn store(&self) -> Result<Arc<dyn ArtifactStore>> {
+        Ok(Arc::new(FolderStore::open(self.artifacts())?))
+    }
+
+    /// The queue.
+    ///
+    /// # Errors
+    /// Those of [`SqliteQueue::open`].
+    pub fn queue(&self) -> Result<Arc<dyn JobQueue>> {
+        Ok(Arc::new(SqliteQueue::open(self.root.join("queue.db"), SqliteQueueOptions { max_deliveries: MAX_DELIVERIES, ..SqliteQueueOptions::default() })?))
+    }
+
+    /// The builder key and the release key, made when first asked for. Only the kitchen asks.
+    ///
+    /// # Errors
+    /// Those of [`FileSigner::open_or_generate`].
+    pub fn signers(&self) -> Result<(FileSigner, FileSigner)> {
+        let open = |name: &str| FileSigner::open_or_generate(&self.keys().join(name));
+        Ok((open("builder.pem")?, open("release.pem")?))
+    }
+
+    /// The public keys that this site trusts. A storefront on another machine is given these two and no private key.
+    ///
+    /// # Errors
+    /// Those of [`signers`](Self::signers) on a new site, and of reading and writing the key files.
+    pub fn trust(&self) -> Result<Trust> {
+        let (builder, release) = (self.keys().join("builder.pub.pem"), self.keys().join("release.pub.pem"));
+        if !release.exists() {
+            let signers = self.signers()?;
+            for (path, signer) in [(&builder, &signers.0), (&release, &signers.1)] {
+                std::fs::write(path, signer.public_key_pem()).map_err(|error| io("write public key", path, error))?;
+            }
+        }
+        Ok(Trust { builders: vec![PublicKey::open(&builder)?], releases: vec![PublicKey::open(&release)?] })
+    }
+
+    /// The clock of a deployment.
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        Arc::new(SystemClock)
+    }
+
+    /// The site's folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The bucket's folder.
+    pub fn artifacts(&self) -> PathBuf {
+        self.root.join("artifacts")
+    }
+
+    /// The storefront's folder.
+    pub fn storefront(&self) -> PathBuf {
+        self.root.join("storefront")
+    }
+
+    /// The kitchen's folder.
+    pub fn kitchen(&self) -> PathBuf {
+        self.root.join("kitchen")
+    }
+
+    /// The folder of the keys.
+    pub fn keys(&self) -> PathBuf {
+        self.root.join("keys")
+    }
+}
+
+/// Creates a folder with its parents.
+///
+/// # Errors
+/// As [`io`].
+pub fn make_folder(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).map_err(|error| io("create folder", path, error))
+}
+
+/// An input-output error that names its path.
+pub fn io(operation: &'static str, path: &Path, error: std::io::Error) -> Error {
+    let (kind, message) = match error.kind() {
+        std::io::ErrorKind::NotFound => (ErrorKind::NotFound, "no such file or folder"),
+        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+            (ErrorKind::PermissionDenied, "this user may not do that here")
+        }
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            (ErrorKind::StorageFull, "the disk is full; free space and start again")
+        }
+        std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::NotADirectory => {
+            (ErrorKind::InvalidInput, "a file stands where a folder should be")
+        }
+        _ => (ErrorKind::Internal, "the system refused"),
+    };
+    Error::new(kind, operation, message).with("path", path.display()).with_source(error)
+}
