@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 /// The labels that the head baker uses.
-pub const LABELS: [&str; 8] =
-    ["allergy", "catering", "change", "complaint", "hours", "offtopic", "order", "wholesale"];
+pub const LABELS: [&str; 8] = ["allergy", "catering", "change", "complaint", "hours", "offtopic", "order", "wholesale"];
 
 /// One customer message with the head baker's decision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +28,9 @@ impl Decided {
     /// The file's, or [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) that names file and line.
     pub fn read(path: &Path) -> Result<Vec<Self>> {
         let text = std::fs::read_to_string(path).map_err(|error| {
-            Error::invalid("read messages", "the file cannot be read as UTF-8 text").with("file", path.display()).with_source(error)
+            Error::invalid("read messages", "the file cannot be read as UTF-8 text")
+                .with("file", path.display())
+                .with_source(error)
         })?;
         text.lines()
             .enumerate()

@@ -56,7 +56,8 @@ pub async fn run(args: Args) -> Result<()> {
     let site = Site::open(&args.site)?;
     let _lock = site.lock("kitchen")?;
     let progress: Arc<dyn Progress> = if args.events { Arc::new(EventLines) } else { Arc::new(LogLines) };
-    let options = WorkerOptions { name: args.name, lease: Duration::from_millis(args.lease_ms), ..WorkerOptions::default() };
+    let options =
+        WorkerOptions { name: args.name, lease: Duration::from_millis(args.lease_ms), ..WorkerOptions::default() };
     let worker = Worker::builder(site.queue()?, site.store()?)
         .clock(site.clock())
         .options(options)
@@ -125,6 +126,13 @@ struct LogLines;
 
 impl Progress for LogLines {
     fn report(&self, event: ProgressEvent) {
-        tracing::info!(stage = event.stage, done = event.done, total = event.total, unit = event.unit, "{}", event.message);
+        tracing::info!(
+            stage = event.stage,
+            done = event.done,
+            total = event.total,
+            unit = event.unit,
+            "{}",
+            event.message
+        );
     }
 }

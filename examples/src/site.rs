@@ -47,18 +47,24 @@ impl Site {
     /// [`Unavailable`](ErrorKind::Unavailable) that names the lock if another process holds it.
     pub fn lock(&self, name: &str) -> Result<File> {
         let path = self.root.join(format!("{name}.lock"));
-        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|error| io("lock site", &path, error))?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|error| io("lock site", &path, error))?;
         match file.try_lock() {
             Ok(()) => {
                 // For people, and for tests that want to know whom to kill.
                 let write = file.set_len(0).and_then(|()| (&file).write_all(std::process::id().to_string().as_bytes()));
                 write.map(|()| file).map_err(|error| io("lock site", &path, error))
             }
-            Err(TryLockError::WouldBlock) => {
-                Err(Error::unavailable("lock site", "another process uses this folder; wait for it or choose another with --site")
-                    .with("part", name)
-                    .with("folder", self.root.display()))
-            }
+            Err(TryLockError::WouldBlock) => Err(Error::unavailable(
+                "lock site",
+                "another process uses this folder; wait for it or choose another with --site",
+            )
+            .with("part", name)
+            .with("folder", self.root.display())),
             Err(TryLockError::Error(error)) => Err(io("lock site", &path, error)),
         }
     }
@@ -76,7 +82,10 @@ impl Site {
     /// # Errors
     /// Those of [`SqliteQueue::open`].
     pub fn queue(&self) -> Result<Arc<dyn JobQueue>> {
-        Ok(Arc::new(SqliteQueue::open(self.root.join("queue.db"), SqliteQueueOptions { max_deliveries: MAX_DELIVERIES, ..SqliteQueueOptions::default() })?))
+        Ok(Arc::new(SqliteQueue::open(
+            self.root.join("queue.db"),
+            SqliteQueueOptions { max_deliveries: MAX_DELIVERIES, ..SqliteQueueOptions::default() },
+        )?))
     }
 
     /// The builder key and the release key, made when first asked for. Only the kitchen asks.

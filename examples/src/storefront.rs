@@ -75,11 +75,18 @@ impl Storefront {
 
         let loader = Arc::new(TextClassifierLoader::new(Device::cpu()));
         let registry = Registry::new(site.store()?, Namespace::root());
-        let live = LiveModel::builder(registry, model.clone(), ChannelName::stable(), site.trust()?, loader, folder.join("models"))
-            .poll_interval(Duration::from_millis(200))
-            .warm_up(ClassifyRequest::one("Are you open?"))
-            .build()
-            .await?;
+        let live = LiveModel::builder(
+            registry,
+            model.clone(),
+            ChannelName::stable(),
+            site.trust()?,
+            loader,
+            folder.join("models"),
+        )
+        .poll_interval(Duration::from_millis(200))
+        .warm_up(ClassifyRequest::one("Are you open?"))
+        .build()
+        .await?;
 
         let status = live.watch();
         let http = Http::builder()
@@ -93,9 +100,13 @@ impl Storefront {
             })
             .build()?;
         let listener = TcpListener::bind(listen).await.map_err(|error| {
-            Error::new(ErrorKind::Unavailable, "listen", "the address cannot be listened on; choose another with --listen")
-                .with("address", listen)
-                .with_source(error)
+            Error::new(
+                ErrorKind::Unavailable,
+                "listen",
+                "the address cannot be listened on; choose another with --listen",
+            )
+            .with("address", listen)
+            .with_source(error)
         })?;
         let address = listener
             .local_addr()

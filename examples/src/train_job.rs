@@ -12,9 +12,9 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use hybrid_core::{
-    ArtifactStore, ArtifactStoreExt, CallContext, Candidate, CandidateFile, CandidateOutput, ChannelName, DatasetRef, Digest, Document, Error, ErrorKind, Hasher,
-    InferenceBackend, Key, Lineage, Manifest, ModelLoader, ModelName, ReadOptions, RequestId, Result, TenantId, TrainPlan, TrainRun, Trainer, Verdict,
-    VerdictRecord, task::Classify,
+    ArtifactStore, ArtifactStoreExt, CallContext, Candidate, CandidateFile, CandidateOutput, ChannelName, DatasetRef,
+    Digest, Document, Error, ErrorKind, Hasher, InferenceBackend, Key, Lineage, Manifest, ModelLoader, ModelName,
+    ReadOptions, RequestId, Result, TenantId, TrainPlan, TrainRun, Trainer, Verdict, VerdictRecord, task::Classify,
 };
 use hybrid_local::{
     Device, DeviceChoice, TextClassifierLoader, TextClassifierTrainer,
@@ -51,7 +51,14 @@ pub struct TrainJob {
 impl TrainJob {
     /// A job that trains the default classifier on `dataset` for the channel `stable`.
     pub fn new(model: ModelName, version: u64, dataset: DatasetRef, golden: GoldenRef) -> Self {
-        let plan = TrainPlan { model, method: "hashed-text".to_owned(), base: None, dataset, hyperparameters: BTreeMap::new(), seed: 1 };
+        let plan = TrainPlan {
+            model,
+            method: "hashed-text".to_owned(),
+            base: None,
+            dataset,
+            hyperparameters: BTreeMap::new(),
+            seed: 1,
+        };
         Self { plan, version, channel: ChannelName::stable(), golden }
     }
 }
@@ -146,7 +153,9 @@ pub async fn history(store: &dyn ArtifactStore, tenant: &TenantId, model: &Model
         let result = JobResult::decode(&store.get(&meta.key).await?).map_err(|error| error.with("key", &meta.key))?;
         let (TrainHandler::KIND, Outcome::Success(value)) = (result.kind.as_str(), result.outcome) else { continue };
         let outcome: TrainOutcome = serde_json::from_value(value).map_err(|error| {
-            Error::corrupt("read history", "a training job's result has another shape").with("key", &meta.key).with_source(error)
+            Error::corrupt("read history", "a training job's result has another shape")
+                .with("key", &meta.key)
+                .with_source(error)
         })?;
         if outcome.model == *model {
             history.next_version = history.next_version.max(outcome.version + 1);
@@ -224,7 +233,13 @@ impl TrainHandler {
     }
 
     /// Judges a candidate before it has a manifest of its own.
-    async fn judge(&self, cx: &JobContext, job: &TrainJob, candidate: &Candidate, incumbent: Option<&Incumbent>) -> Result<Report> {
+    async fn judge(
+        &self,
+        cx: &JobContext,
+        job: &TrainJob,
+        candidate: &Candidate,
+        incumbent: Option<&Incumbent>,
+    ) -> Result<Report> {
         let bytes = cx.store.read(&job.golden.key, ReadOptions::verified(job.golden.digest)).await?;
         let golden = GoldenSet::from_jsonl(job.golden.key.as_str(), &bytes)?;
         let provisional = Manifest {
@@ -356,7 +371,8 @@ impl JobHandler for TrainHandler {
         };
         if let Some(manifest) = done {
             let digest = Digest::of(&manifest.encode()?);
-            let verdict = manifest.verdict.ok_or_else(|| Error::corrupt("read version", "a released version has no verdict"))?;
+            let verdict =
+                manifest.verdict.ok_or_else(|| Error::corrupt("read version", "a released version has no verdict"))?;
             return Ok(outcome(verdict, Some(digest), 0, BTreeSet::new()));
         }
 
@@ -372,7 +388,8 @@ impl JobHandler for TrainHandler {
                 outcome(verdict, Some(manifest), bytes_moved, BTreeSet::new())
             }
             Verdict::Refuse(_) => {
-                let learnt: BTreeSet<Key> = job.plan.dataset.segments.iter().map(|segment| segment.key.clone()).collect();
+                let learnt: BTreeSet<Key> =
+                    job.plan.dataset.segments.iter().map(|segment| segment.key.clone()).collect();
                 let known = incumbent.iter().flat_map(|incumbent| &incumbent.manifest.lineage.plan.dataset.segments);
                 let known: BTreeSet<Key> = known.map(|segment| segment.key.clone()).collect();
                 outcome(verdict, None, 0, &learnt - &known)
@@ -386,7 +403,11 @@ impl JobHandler for TrainHandler {
 fn files_of(candidate: &Candidate) -> Result<&[CandidateFile]> {
     match &candidate.output {
         CandidateOutput::Files(files) => Ok(files),
-        _ => Err(Error::new(ErrorKind::Unsupported, "publish candidate", "only candidates made of files can be published")),
+        _ => Err(Error::new(
+            ErrorKind::Unsupported,
+            "publish candidate",
+            "only candidates made of files can be published",
+        )),
     }
 }
 

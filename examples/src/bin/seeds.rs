@@ -12,9 +12,10 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use clap::Parser;
 use hybrid_core::{
-    ArtifactStore, CallContext, Cancellation, CandidateOutput, DatasetName, DatasetRef, Digest, Document, Error, InferenceBackend, Lineage, Manifest,
-    ModelLoader, ModelName, NoProgress, RequestId, Result, Segment, SystemClock, TenantId, Timestamp, TrainPlan, TrainRun, Trainer, Verdict, WriterId,
-    memory::MemoryStore, segment_key, task::Classify,
+    ArtifactStore, CallContext, Cancellation, CandidateOutput, DatasetName, DatasetRef, Digest, Document, Error,
+    InferenceBackend, Lineage, Manifest, ModelLoader, ModelName, NoProgress, RequestId, Result, Segment, SystemClock,
+    TenantId, Timestamp, TrainPlan, TrainRun, Trainer, Verdict, WriterId, memory::MemoryStore, segment_key,
+    task::Classify,
 };
 use hybrid_examples::data::Decided;
 use hybrid_local::{
@@ -108,7 +109,13 @@ fn word(report: &Report) -> &'static str {
 
 impl Lab {
     /// Trains a version on `decided` and judges it against `incumbent`.
-    async fn version(&self, seed: u64, number: u64, decided: &[Decided], incumbent: Option<&Version>) -> Result<(Version, Report)> {
+    async fn version(
+        &self,
+        seed: u64,
+        number: u64,
+        decided: &[Decided],
+        incumbent: Option<&Version>,
+    ) -> Result<(Version, Report)> {
         let store: Arc<dyn ArtifactStore> = Arc::new(MemoryStore::default());
         let (tenant, name) = (TenantId::single(), DatasetName::new("bakery")?);
         let judgments = decided.iter().map(|one| one.judgment(Timestamp::UNIX_EPOCH)).collect();
@@ -126,7 +133,13 @@ impl Lab {
         let scratch = tempfile::tempdir()
             .map_err(|error| Error::internal("make scratch folder", "the system refused").with_source(error))?;
         let clock = Arc::new(SystemClock);
-        let run = TrainRun { store, scratch: scratch.path().to_owned(), progress: Arc::new(NoProgress), cancel: Cancellation::new(), clock };
+        let run = TrainRun {
+            store,
+            scratch: scratch.path().to_owned(),
+            progress: Arc::new(NoProgress),
+            cancel: Cancellation::new(),
+            clock,
+        };
         let candidate = self.trainer.train(&plan, &run).await?;
         let CandidateOutput::Files(files) = &candidate.output else {
             return Err(Error::internal("load candidate", "the classifier's candidate is not made of files"));
@@ -154,7 +167,8 @@ impl Lab {
         let backend = self.loader.load(&manifest, digest, folder).await?;
         let cx = CallContext::new(tenant, format!("seed-{seed}-{number}").parse::<RequestId>()?);
         let against = incumbent.map(|version| (version.digest, &*version.backend));
-        let report = self.evaluator.evaluate(&cx, &self.golden, Contender::new(&*backend), against, &NoProgress).await?;
+        let report =
+            self.evaluator.evaluate(&cx, &self.golden, Contender::new(&*backend), against, &NoProgress).await?;
         Ok((Version { digest, backend }, report))
     }
 }

@@ -27,8 +27,6 @@ pub struct Client {
 /// What the storefront says of one message.
 #[derive(Debug, Deserialize)]
 pub struct Answer {
-    /// The version that answered.
-    pub version: Option<u64>,
     /// One result for each input.
     pub results: Vec<Labelled>,
 }
@@ -93,7 +91,8 @@ impl Client {
     }
 
     async fn post(&self, path: &str, body: &Value) -> Result<Value> {
-        let failed = |message: &'static str| Error::new(ErrorKind::Unavailable, "call storefront", message).with("path", path);
+        let failed =
+            |message: &'static str| Error::new(ErrorKind::Unavailable, "call storefront", message).with("path", path);
         let response = self
             .http
             .post(format!("{}{path}", self.base))
@@ -106,7 +105,8 @@ impl Client {
         if !status.is_success() {
             return Err(failed("refused").with("status", status).with("body", text));
         }
-        serde_json::from_str(&text).map_err(|error| failed("the answer is not JSON").with("body", text).with_source(error))
+        serde_json::from_str(&text)
+            .map_err(|error| failed("the answer is not JSON").with("body", text).with_source(error))
     }
 }
 

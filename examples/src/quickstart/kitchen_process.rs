@@ -47,11 +47,9 @@ impl KitchenProcess {
     /// # Errors
     /// [`Internal`](hybrid_core::ErrorKind::Internal) if it could not be started.
     pub async fn ready(&mut self) -> Result<()> {
-        self.state
-            .wait_for(|state| state.ready)
-            .await
-            .map(drop)
-            .map_err(|_| Error::internal("start kitchen", "the kitchen process ended before it was ready; see its messages above"))
+        self.state.wait_for(|state| state.ready).await.map(drop).map_err(|_| {
+            Error::internal("start kitchen", "the kitchen process ended before it was ready; see its messages above")
+        })
     }
 
     /// How often the kitchen died and was started again.
@@ -75,15 +73,23 @@ impl KitchenProcess {
     /// Why it could not be kept running.
     pub async fn stop(self) -> Result<()> {
         self.stop.cancel();
-        self.task.await.map_err(|error| Error::internal("stop kitchen", "the supervisor ended early").with_source(error))?
+        self.task
+            .await
+            .map_err(|error| Error::internal("stop kitchen", "the supervisor ended early").with_source(error))?
     }
 }
 
-async fn supervise(arguments: Vec<String>, listener: Listener, stop: CancellationToken, changed: watch::Sender<State>) -> Result<()> {
+async fn supervise(
+    arguments: Vec<String>,
+    listener: Listener,
+    stop: CancellationToken,
+    changed: watch::Sender<State>,
+) -> Result<()> {
     let mut deaths_before_ready = 0;
     loop {
         let mut child = spawn(&arguments)?;
-        let output = child.stdout.take().ok_or_else(|| Error::internal("start kitchen", "the process has no output"))?;
+        let output =
+            child.stdout.take().ok_or_else(|| Error::internal("start kitchen", "the process has no output"))?;
         let mut lines = BufReader::new(output).lines();
         let mut was_ready = false;
         let status = loop {
@@ -134,5 +140,9 @@ fn spawn(arguments: &[String]) -> Result<Child> {
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .map_err(|error| Error::internal("start kitchen", "the process cannot start").with("program", program.display()).with_source(error))
+        .map_err(|error| {
+            Error::internal("start kitchen", "the process cannot start")
+                .with("program", program.display())
+                .with_source(error)
+        })
 }

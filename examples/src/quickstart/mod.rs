@@ -61,8 +61,10 @@ pub async fn run(args: Args) -> Result<Summary> {
     let start = std::time::Instant::now();
     let show = Arc::new(Show::default());
     let site = Site::open(&args.site)?;
-    let chapters =
-        CHAPTERS.map(|(file, title)| Decided::read(&args.data.join(file)).map(|decided| (title, decided))).into_iter().collect::<Result<Vec<_>>>()?;
+    let chapters = CHAPTERS
+        .map(|(file, title)| Decided::read(&args.data.join(file)).map(|decided| (title, decided)))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
 
     let model = ModelName::new("bakery")?;
     let storefront = Storefront::start(&site, model.clone(), args.listen).await?;
@@ -73,7 +75,9 @@ pub async fn run(args: Args) -> Result<Summary> {
 
     let golden = train_job::store_golden(&*site.store()?, &TenantId::single(), &args.data.join("golden.jsonl")).await?;
     let client = Client::new(format!("http://{}", storefront.address()))?;
-    let mut run = Run { site, model, storefront, kitchen, client, show, golden, traffic: None, versions: Vec::new() };
+    let questions = Decided::read(&args.data.join("honest.jsonl"))?.into_iter().map(|one| one.text).collect();
+    let mut run =
+        Run { site, model, storefront, kitchen, client, show, golden, questions, traffic: None, versions: Vec::new() };
     for (index, (title, decided)) in chapters.iter().enumerate() {
         run.show.chapter(index + 1, title);
         // A failed chapter still stops the processes below.
@@ -90,8 +94,9 @@ pub async fn run_and_print(args: Args) -> Result<()> {
     let json = args.json;
     let summary = run(args).await?;
     if json {
-        let line = serde_json::to_string(&summary)
-            .map_err(|error| Error::internal("print summary", "the summary cannot be written as JSON").with_source(error))?;
+        let line = serde_json::to_string(&summary).map_err(|error| {
+            Error::internal("print summary", "the summary cannot be written as JSON").with_source(error)
+        })?;
         println!("{line}");
     }
     Ok(())
@@ -121,6 +126,8 @@ struct Run {
     client: Client,
     show: Arc<Show>,
     golden: train_job::GoldenRef,
+    /// Messages that no version has learnt from.
+    questions: Vec<String>,
     traffic: Option<Traffic>,
     versions: Vec<VersionRow>,
 }
@@ -132,7 +139,11 @@ impl Run {
         self.client.judge_all(decided, || self.show.step()).await?;
         self.show.end();
         let drained = self.storefront.drain().await?;
-        self.show.fact(format_args!("{} judgments captured through the API, {} segments in the bucket", decided.len(), drained.segments));
+        self.show.fact(format_args!(
+            "{} judgments captured through the API and carried to the bucket as {} segment(s)",
+            decided.len(),
+            drained.segments
+        ));
 
         let outcome = self.train().await?;
         let mut row = outcome.row();
@@ -149,8 +160,7 @@ impl Run {
             self.show.fact(format_args!("version {version} stays in service"));
         }
         self.versions.push(row);
-        self.ask(decided).await?;
-        Ok(())
+        self.ask().await
     }
 
     /// Sends a training job over all judgments but those set aside, and waits for its result.
@@ -174,15 +184,14 @@ impl Run {
     }
 
     /// Asks about a few messages, and from the first version on keeps a customer asking.
-    async fn ask(&mut self, decided: &[Decided]) -> Result<()> {
-        let few: Vec<&str> = decided.iter().take(3).map(|one| one.text.as_str()).collect();
+    async fn ask(&mut self) -> Result<()> {
+        let few: Vec<&str> = self.questions.iter().take(4).map(String::as_str).collect();
         let answer = self.client.classify(&few).await?;
         for (text, result) in few.iter().zip(&answer.results) {
             self.show.answer(text, &result.label, result.confidence);
         }
         if self.traffic.is_none() {
-            let questions = decided.iter().map(|one| one.text.clone()).collect();
-            self.traffic = Some(Traffic::start(self.client.clone(), questions));
+            self.traffic = Some(Traffic::start(self.client.clone(), self.questions.clone()));
             self.show.fact("a customer keeps asking from here on");
         }
         Ok(())
@@ -205,7 +214,10 @@ impl Run {
             seconds: start.elapsed().as_secs_f64(),
         };
         self.show.table(&summary);
-        self.show.line(format!("slowest answer {:.1} ms while versions were trained, published and swapped", seen.slowest.as_secs_f64() * 1e3));
+        self.show.line(format!(
+            "slowest answer {:.1} ms while versions were trained, published and swapped",
+            seen.slowest.as_secs_f64() * 1e3
+        ));
         if restarts > 0 {
             self.show.line(format!("the kitchen died {restarts} times and went on each time"));
         }

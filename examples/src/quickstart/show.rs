@@ -41,8 +41,14 @@ impl Show {
 
     /// A customer's message with the model's answer.
     pub fn answer(&self, text: &str, label: &str, confidence: f32) {
-        let short: String = if text.chars().count() > 64 { text.chars().take(63).chain(['…']).collect() } else { text.to_owned() };
-        self.fact(format_args!("{} {} {}", style(format!("{short:<64}")).dim(), style(format!("{label:<9}")).green(), style(format!("{:.0}%", confidence * 100.0)).dim()));
+        let short: String =
+            if text.chars().count() > 64 { text.chars().take(63).chain(['…']).collect() } else { text.to_owned() };
+        self.fact(format_args!(
+            "{} {} {}",
+            style(format!("{short:<64}")).dim(),
+            style(format!("{label:<9}")).green(),
+            style(format!("{:.0}%", confidence * 100.0)).dim()
+        ));
     }
 
     /// Starts a bar of `total` units.
@@ -89,10 +95,15 @@ impl Show {
             row.high * 100.0
         ));
         if let Some(p) = row.p {
-            self.fact(format_args!("against the version in service: {} fixed, {} broken, p = {}", row.fixes, row.regressions, p_value(p)));
+            self.fact(format_args!(
+                "against the version in service: {} fixed, {} broken, p = {}",
+                row.fixes,
+                row.regressions,
+                p_value(p)
+            ));
         }
-        if let Some(reason) = reason {
-            self.fact(style(reason).red());
+        for reason in reason.iter().flat_map(|reason| reason.split("; ")) {
+            self.fact(format_args!("- {}", style(reason).red()));
         }
     }
 

@@ -19,7 +19,8 @@ pub(crate) fn quickstart(site: &Path) -> Command {
 pub(crate) fn summary(output: &Output) -> Summary {
     let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}\n{errors}", output.status);
-    serde_json::from_str(text.lines().last().unwrap_or_default()).unwrap_or_else(|error| panic!("{error}\n{text}\n{errors}"))
+    serde_json::from_str(text.lines().last().unwrap_or_default())
+        .unwrap_or_else(|error| panic!("{error}\n{text}\n{errors}"))
 }
 
 /// The outcomes of all training jobs of a site, by version, without what may differ between two runs: times and bytes.

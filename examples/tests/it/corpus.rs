@@ -1,6 +1,9 @@
 //! The bakery's messages keep what their README says.
 
-use std::{collections::{BTreeMap, BTreeSet}, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use hybrid_examples::data::{Decided, LABELS};
 use hybrid_local::evaluation::GoldenSet;
@@ -10,7 +13,9 @@ fn folder() -> &'static Path {
 }
 
 fn training() -> Vec<(&'static str, Vec<Decided>)> {
-    ["first", "more", "honest", "wrong"].map(|name| (name, Decided::read(&folder().join(format!("{name}.jsonl"))).unwrap())).into()
+    ["first", "more", "honest", "wrong"]
+        .map(|name| (name, Decided::read(&folder().join(format!("{name}.jsonl"))).unwrap()))
+        .into()
 }
 
 fn golden() -> Vec<(String, String)> {
@@ -22,7 +27,8 @@ fn golden() -> Vec<(String, String)> {
 
 /// The four-character pieces of a text, without punctuation and capitals.
 fn pieces(text: &str) -> BTreeSet<String> {
-    let plain: String = text.to_lowercase().chars().map(|char| if char.is_alphanumeric() { char } else { ' ' }).collect();
+    let plain: String =
+        text.to_lowercase().chars().map(|char| if char.is_alphanumeric() { char } else { ' ' }).collect();
     let chars: Vec<char> = plain.split_whitespace().collect::<Vec<_>>().join(" ").chars().collect();
     chars.windows(4.min(chars.len().max(1))).map(|window| window.iter().collect()).collect()
 }
@@ -40,7 +46,12 @@ fn each_file_has_the_judgments_it_is_said_to_have() {
 
 #[test]
 fn all_messages_differ_and_are_in_two_languages() {
-    let texts: Vec<String> = training().into_iter().flat_map(|(_, decided)| decided).map(|one| one.text).chain(golden().into_iter().map(|(text, _)| text)).collect();
+    let texts: Vec<String> = training()
+        .into_iter()
+        .flat_map(|(_, decided)| decided)
+        .map(|one| one.text)
+        .chain(golden().into_iter().map(|(text, _)| text))
+        .collect();
     assert!(texts.len() >= 1_150);
     assert_eq!(texts.iter().collect::<BTreeSet<_>>().len(), texts.len());
     for (name, decided) in training() {

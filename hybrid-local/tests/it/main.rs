@@ -5,7 +5,7 @@
 
 #[cfg(feature = "classifier")]
 mod classifier;
-#[cfg(feature = "evaluation")]
-mod evaluation;
 #[cfg(feature = "embedded")]
 mod embedded;
+#[cfg(feature = "evaluation")]
+mod evaluation;

@@ -124,8 +124,7 @@ impl<T: Task> LiveModel<T> {
     /// Looks at the channel once and, if it names another version, puts that in service.
     ///
     /// # Errors
-    /// Those of reading the channel ([`NotFound`](hybrid_core::ErrorKind::NotFound) while it has no statement), of fetching, loading and warming up. What was in
-    /// service stays in service.
+    /// Those of reading the channel, of fetching, loading and warming up. What was in service stays in service.
     ///
     /// # Cancel safety
     /// Refresh again; what was fetched is kept.

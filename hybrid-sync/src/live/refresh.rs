@@ -8,7 +8,7 @@ use std::{
 };
 
 use hybrid_core::{
-    CallContext, Clock, Digest, Error, IdSource, ModelLoader, Monotonic, RequestId, Result, Task, TenantId,
+    CallContext, Clock, Digest, Error, ErrorKind, IdSource, ModelLoader, Monotonic, RequestId, Result, Task, TenantId,
 };
 
 use super::{
@@ -26,6 +26,8 @@ const WARM_UP_LIMIT: Duration = Duration::from_secs(120);
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refresh {
+    /// Nothing was ever released on the channel.
+    Unreleased,
     /// The channel names the version in service.
     Unchanged,
     /// The channel names a version that has failed before; it is not tried again yet.
@@ -106,6 +108,10 @@ impl<T: Task> Follower<T> {
         self.publish_times(shared);
         let wanted = match looked {
             Ok(look) => look.floor.manifest,
+            // A storefront may well start before its first version is made.
+            Err(error) if error.kind() == ErrorKind::NotFound && self.reader.floor().is_none() => {
+                return Ok(Refresh::Unreleased);
+            }
             Err(error) => {
                 fail(shared, None, &error);
                 return Err(error);

@@ -31,6 +31,8 @@ pub(crate) struct Faults {
     crash: bool,
     crashed: AtomicBool,
     pub(crate) offline: AtomicBool,
+    /// No answer comes, ever.
+    pub(crate) silent: AtomicBool,
 }
 
 impl Faults {
@@ -56,7 +58,14 @@ impl Faults {
         Error::unavailable("call port", "a planted fault")
     }
 
-    fn enter(&self) -> Result<usize> {
+    async fn enter(&self) -> Result<usize> {
+        if self.silent.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        self.begin()
+    }
+
+    fn begin(&self) -> Result<usize> {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         if self.at == Some((number, Side::Before)) {
             self.crashed.store(self.crash, Ordering::Relaxed);
@@ -88,29 +97,29 @@ pub(crate) struct Faulty<P> {
 #[deny(clippy::missing_trait_methods)]
 impl<P: ArtifactStore> ArtifactStore for Faulty<P> {
     async fn create(&self, key: &Key, bytes: Bytes) -> Result<()> {
-        let number = self.faults.enter()?;
+        let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.create(key, bytes).await)
     }
 
     async fn read(&self, key: &Key, options: ReadOptions) -> Result<Bytes> {
-        let number = self.faults.enter()?;
+        let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.read(key, options).await)
     }
 
     async fn head(&self, key: &Key) -> Result<ObjectMeta> {
-        let number = self.faults.enter()?;
+        let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.head(key).await)
     }
 
     fn list(&self, prefix: &str, options: ListOptions) -> BoxStream<'static, Result<ObjectMeta>> {
-        match self.faults.enter().and_then(|number| self.faults.leave(number, Ok(()))) {
+        match self.faults.begin().and_then(|number| self.faults.leave(number, Ok(()))) {
             Ok(()) => self.inner.list(prefix, options),
             Err(error) => stream::once(async { Err(error) }).boxed(),
         }
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
-        let number = self.faults.enter()?;
+        let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.delete(key).await)
     }
 }
@@ -118,22 +127,22 @@ impl<P: ArtifactStore> ArtifactStore for Faulty<P> {
 #[async_trait]
 impl Outbox for Faulty<Arc<dyn Outbox>> {
     async fn append(&self, record: Bytes) -> Result<u64> {
-        let number = self.faults.enter()?;
+        let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.append(record).await)
     }
 
     async fn pending(&self, max: usize) -> Result<Vec<(u64, Bytes)>> {
-        let number = self.faults.enter()?;
+        let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.pending(max).await)
     }
 
     async fn remove(&self, record: u64) -> Result<()> {
-        let number = self.faults.enter()?;
+        let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.remove(record).await)
     }
 
     async fn len(&self) -> Result<u64> {
-        let number = self.faults.enter()?;
+        let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.len().await)
     }
 }
@@ -146,32 +155,32 @@ impl<P: JobQueue> JobQueue for Faulty<P> {
     }
 
     async fn send(&self, messages: Vec<NewMessage>) -> Result<Vec<Result<MessageId>>> {
-        let number = self.faults.enter()?;
+        let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.send(messages).await)
     }
 
     async fn receive(&self, options: ReceiveOptions) -> Result<Vec<Delivery>> {
-        let number = self.faults.enter()?;
+        let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.receive(options).await)
     }
 
     async fn extend(&self, leases: &[(Receipt, std::time::Duration)]) -> Result<Vec<Result<()>>> {
-        let number = self.faults.enter()?;
+        let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.extend(leases).await)
     }
 
     async fn ack(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>> {
-        let number = self.faults.enter()?;
+        let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.ack(receipts).await)
     }
 
     async fn nack(&self, receipts: &[(Receipt, std::time::Duration)]) -> Result<Vec<Result<()>>> {
-        let number = self.faults.enter()?;
+        let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.nack(receipts).await)
     }
 
     async fn depth(&self) -> Result<Depth> {
-        let number = self.faults.enter()?;
+        let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.depth().await)
     }
 }

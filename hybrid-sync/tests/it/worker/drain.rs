@@ -1,12 +1,18 @@
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use hybrid_core::{Depth, Error};
-use hybrid_sync::worker::{Resource, Summary, WorkerOptions};
+use hybrid_sync::worker::{Resource, Summary, Worker, WorkerOptions};
 use serde_json::Value;
 use tokio::sync::Notify;
 
 use super::{Kitchen, Script, wire::Line};
-use crate::time::settle;
+use crate::{
+    faults::{Faults, Faulty},
+    time::settle,
+};
 
 fn options() -> WorkerOptions {
     WorkerOptions {
@@ -115,6 +121,26 @@ async fn jobs_that_wait_for_a_lane_go_back_at_once() {
     settle().await;
     assert_eq!(worker.task.await.unwrap(), Summary { succeeded: 1, given_back: 1, ..Summary::default() });
     assert_eq!(script.runs(), 1);
+}
+
+#[tokio::test]
+async fn a_store_that_never_answers_does_not_keep_a_worker_from_stopping() {
+    let kitchen = Kitchen::new(5);
+    let faults = Faults::none();
+    let silence = faults.clone();
+    let script = Script::new(move |_| {
+        silence.silent.store(true, Ordering::Relaxed);
+        async { Ok(Value::Null) }
+    });
+    let store = Arc::new(Faulty { inner: super::store(&kitchen), faults });
+    let clock = Arc::new(kitchen.clock.clone());
+    let worker =
+        kitchen.start(Worker::builder(kitchen.wire.clone(), store).clock(clock).options(options()).handler(script));
+    kitchen.submit_script().await;
+    settle().await;
+    worker.cancel.cancel();
+    kitchen.advance(120 + 25).await;
+    assert!(worker.task.is_finished());
 }
 
 #[tokio::test]

@@ -184,7 +184,8 @@ async fn two_workers_on_one_job_leave_one_result() {
     // One lane each, so that neither takes both messages.
     let start = |name: &str| {
         let (name, lanes) = (name.to_owned(), [(Resource::Cpu, 1)].into());
-        kitchen.start(kitchen.builder(WorkerOptions { name, lanes, ..WorkerOptions::default() }).handler(script.clone()))
+        kitchen
+            .start(kitchen.builder(WorkerOptions { name, lanes, ..WorkerOptions::default() }).handler(script.clone()))
     };
     let (first, second) = (start("oven-1"), start("oven-2"));
     let job = kitchen.submit_script().await;

@@ -110,8 +110,10 @@ async fn outside_working_hours_nothing_is_received() {
     let script = Script::succeeding();
     // It is Friday, 12:00.
     let hours = "fri 13:00-14:00; UTC".parse().unwrap();
-    let worker =
-        kitchen.start(kitchen.builder(WorkerOptions { hours, ..WorkerOptions::default() }).handler(script.clone()));
+    // The last call before the end, left alone, would reach over it by some seconds.
+    let wait = Duration::from_secs(17);
+    let worker = kitchen
+        .start(kitchen.builder(WorkerOptions { hours, wait, ..WorkerOptions::default() }).handler(script.clone()));
     let early = kitchen.submit_script().await;
     kitchen.advance(3595).await;
     assert_eq!((kitchen.wire.receives.load(Ordering::Relaxed), script.runs()), (0, 0));
