@@ -15,7 +15,7 @@ fn refused(command: &mut Command) -> String {
 
 fn data_with(folder: &Path, file: &str, content: &[u8]) {
     let from = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/data/bakery"));
-    for name in ["first.jsonl", "more.jsonl", "wrong.jsonl", "golden.jsonl"] {
+    for name in ["first.jsonl", "more.jsonl", "wrong.jsonl", "honest.jsonl", "golden.jsonl"] {
         fs::copy(from.join(name), folder.join(name)).unwrap();
     }
     fs::write(folder.join(file), content).unwrap();

@@ -71,8 +71,6 @@ async fn promise_1_a_fetch_that_crashes_anywhere_leaves_nothing_visible_and_goes
         assert!(!cache.join(manifest.to_string()).exists());
         let fetched = site.fetch(manifest, &format!("cache-{at}")).await.unwrap();
         assert_eq!(std::fs::read(fetched.folder.join("model.bin")).unwrap(), files()[1].1);
-        // Manifest and signature are read first, the small file third: what was written after that is not read again.
-        assert!(at < 6 || fetched.bytes_reused > 0, "{at}: {fetched:?}");
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use hybrid_core::{
-    BackendProfile, BoxStream, CallContext, Cancellation, ChannelName, Digest, Error, ErrorKind, Event,
+    ArtifactStore, BackendProfile, BoxStream, CallContext, Cancellation, ChannelName, Digest, Error, ErrorKind, Event,
     InferenceBackend, Limits, Locality, Manifest, ManualClock, ModelLoader, Reply, ReplyMeta, RequestId, Result,
     SeededIds, ServedModel, TenantId, Usage,
     inference::{collect_reply, stream_reply},
@@ -346,6 +346,8 @@ async fn a_stale_channel_is_told_and_refused_only_where_the_policy_says_so() {
 async fn the_loop_polls_backs_off_and_stops() {
     let front = Storefront::new();
     let live = front.live().await;
+    let first = "channels/bakery/stable/00000000000000000001".parse().unwrap();
+    front.site.store.create(&first, "no statement".into()).await.unwrap();
     let cancel = Cancellation::new();
     let task = tokio::spawn({
         let (live, cancel) = (live.clone(), cancel.clone());
@@ -353,6 +355,7 @@ async fn the_loop_polls_backs_off_and_stops() {
     });
     let mut status = live.watch();
     status.wait_for(|status| status.last_error.is_some()).await.unwrap();
+    front.site.store.delete(&first).await.unwrap();
     front.site.release(1, None).await;
     for _ in 0..20 {
         eventually(|| front.clock.sleepers() > 0).await;
