@@ -1,7 +1,7 @@
 use candle_core::{Tensor, Var};
 use hybrid_core::Result;
 
-use super::{Bag, Batch, HashedConfig, HashedModel, HashedSettings, Head, Vocabulary, forward, logits};
+use super::{Bag, HashedConfig, HashedModel, HashedSettings, Head, Vocabulary, forward, logits, sum_rows};
 use crate::{
     Device,
     text_classifier::{
@@ -87,26 +87,17 @@ impl HashedLearner<'_> {
         Ok(HashedModel { config, vocabulary, embeddings, head, device: (*device).clone() })
     }
 
-    fn step_on(
-        &mut self,
-        bags: &[&Bag],
-        targets: &[usize],
-        rate: f64,
-    ) -> candle_core::Result<(f64, Option<hybrid_core::Error>)> {
-        let HashedMethod { examples, settings, device } = self.method;
-        let (dimension, labels) = (settings.dimension, examples.labels.len());
-        let batch = Batch::new(bags, device)?;
-        let mut gathered = batch.gather(&self.table, dimension);
-        let rows = Var::from_slice(&gathered, (batch.rows.len(), dimension), device.tensors())?;
-        let targets = smooth_targets(targets, labels, settings.label_smoothing);
-        let targets = Tensor::from_vec(targets, (bags.len(), labels), device.tensors())?;
-        let loss = cross_entropy(&forward(&batch.matrix, &rows, &self.head())?, &targets)?;
-        let gradients = loss.backward()?;
+    /// One step down the gradient. The tensor library carries it from the loss to the sums; from a sum to a row it is the row's weight.
+    fn step_on(&mut self, bags: &[Bag], targets: &[usize], rate: f64) -> candle_core::Result<Result<f64>> {
+        let HashedMethod { settings, device, .. } = self.method;
+        let sums = self.sums(bags, device.tensors())?;
+        let loss = self.loss(&sums, targets)?;
         let value = f64::from(loss.to_scalar::<f32>()?);
+        let gradients = loss.backward()?;
         if !self.checked && value.is_finite() {
-            let parameters = [("embeddings", &rows), ("head.weight", &self.weight), ("head.bias", &self.bias)];
+            let parameters = [("embeddings", &sums), ("head.weight", &self.weight), ("head.bias", &self.bias)];
             if let Err(error) = check(parameters, &gradients) {
-                return Ok((value, Some(error)));
+                return Ok(Err(error));
             }
             self.checked = true;
         }
@@ -115,16 +106,31 @@ impl HashedLearner<'_> {
                 var.set(&(var.as_tensor() - (gradient * (rate * HEAD_RATE))?)?)?;
             }
         }
-        if let Some(gradient) = gradients.get(&rows) {
-            let gradient: Vec<f32> = gradient.flatten_all()?.to_vec1()?;
-            gathered.iter_mut().zip(&gradient).for_each(|(value, gradient)| *value -= rate as f32 * gradient);
-            for (&row, values) in batch.rows.iter().zip(gathered.chunks_exact(dimension)) {
-                if let Some(place) = self.table.get_mut(row as usize * dimension..(row as usize + 1) * dimension) {
-                    place.copy_from_slice(values);
+        if let Some(gradient) = gradients.get(&sums) {
+            for (bag, gradient) in bags.iter().zip(gradient.to_vec2::<f32>()?) {
+                for &(row, weight) in bag {
+                    let from = row as usize * settings.dimension;
+                    for (value, gradient) in self.table[from..from + settings.dimension].iter_mut().zip(&gradient) {
+                        *value -= rate as f32 * weight * gradient;
+                    }
                 }
             }
         }
-        Ok((value, None))
+        Ok(Ok(value))
+    }
+
+    fn sums(&self, bags: &[Bag], device: &candle_core::Device) -> candle_core::Result<Var> {
+        let dimension = self.method.settings.dimension;
+        let sums = bags.iter().flat_map(|bag| sum_rows(bag, &self.table, dimension)).collect();
+        Var::from_vec(sums, (bags.len(), dimension), device)
+    }
+
+    fn loss(&self, sums: &Tensor, targets: &[usize]) -> candle_core::Result<Tensor> {
+        let HashedMethod { examples, settings, device } = self.method;
+        let labels = examples.labels.len();
+        let smooth = smooth_targets(targets, labels, settings.label_smoothing);
+        let smooth = Tensor::from_vec(smooth, (targets.len(), labels), device.tensors())?;
+        cross_entropy(&forward(sums, &self.head())?, &smooth)
     }
 }
 
@@ -138,16 +144,12 @@ impl Learner for HashedLearner<'_> {
             bags.iter_mut().for_each(|bag| drop_out(bag, settings.ngram_dropout, &mut random));
         }
         let rate = settings.learning_rate * at.remaining();
-        let outcome = self.step_on(&bags.iter().collect::<Vec<_>>(), &targets, rate);
-        match outcome.map_err(tensor_error("train"))? {
-            (loss, None) => Ok(loss),
-            (_, Some(error)) => Err(error),
-        }
+        self.step_on(&bags, &targets, rate).map_err(tensor_error("train"))?
     }
 
     fn logits(&self, texts: &[usize]) -> Result<Vec<Vec<f32>>> {
-        let bags: Vec<_> = texts.iter().map(|&text| &self.bags[text]).collect();
-        logits(&bags, &self.table, self.method.settings.dimension, &self.head(), self.method.device)
+        let bags = texts.iter().map(|&text| &self.bags[text]);
+        logits(bags, &self.table, self.method.settings.dimension, &self.head(), self.method.device)
     }
 
     fn state(&self) -> Result<Tensors> {
@@ -185,4 +187,59 @@ fn drop_out(bag: &mut Bag, share: f64, random: &mut Random) {
         *weight /= (1.0 - share) as f32;
         random.uniform() >= share
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text_classifier::{settings::Settings, training::StepAt};
+
+    #[test]
+    fn a_step_goes_down_the_gradient_that_finite_differences_say() {
+        let examples = Examples {
+            labels: vec!["a".to_owned(), "b".to_owned(), "c".to_owned()],
+            texts: ["one two", "two three three", "four"].map(str::to_owned).to_vec(),
+            targets: vec![0, 1, 2],
+        };
+        let values = [("dimension".to_owned(), 4.into()), ("char_max".to_owned(), 2.into())].into();
+        let settings = HashedSettings::read(&Settings::new(&values), 3).unwrap();
+        let device = Device::cpu();
+        let method = HashedMethod { examples: &examples, settings, device: &device };
+        let batch = [0, 1, 2];
+        let loss_at = |place: &str, index: usize, change: f32| {
+            let mut learner = (&method).begin(0, &batch).unwrap();
+            let mut state = learner.state().unwrap();
+            let Some(Array { values: crate::text_classifier::tensors::Values::F32(values), .. }) = state.get_mut(place)
+            else {
+                panic!("no {place}")
+            };
+            values[index] += change;
+            learner.restore(state).unwrap();
+            let sums = learner.sums(&learner.bags, device.tensors()).unwrap();
+            f64::from(learner.loss(&sums, &batch).unwrap().to_scalar::<f32>().unwrap())
+        };
+        let mut learner = (&method).begin(0, &batch).unwrap();
+        let before = learner.state().unwrap();
+        learner.step(&batch, StepAt { phase: 0, step: 0, planned: 10 }).unwrap();
+        let after = learner.state().unwrap();
+        let floats = |state: &Tensors, place: &str| match &state[place].values {
+            crate::text_classifier::tensors::Values::F32(values) => values.clone(),
+            crate::text_classifier::tensors::Values::U32(_) => panic!("no floats"),
+        };
+        for (place, rate) in [("embeddings", 10.0), ("head.weight", 10.0 * HEAD_RATE), ("head.bias", 10.0 * HEAD_RATE)]
+        {
+            let (before, after) = (floats(&before, place), floats(&after, place));
+            let mut moved = 0;
+            for i in (0..before.len()).step_by(3) {
+                let gradient = f64::from(before[i] - after[i]) / rate;
+                let expected = (loss_at(place, i, 0.02) - loss_at(place, i, -0.02)) / 0.04;
+                assert!(
+                    (gradient - expected).abs() < 2e-4 + 0.01 * expected.abs(),
+                    "{place}[{i}]: {gradient}, {expected}"
+                );
+                moved += usize::from(gradient.abs() > 1e-4);
+            }
+            assert!(moved > 0, "{place} did not move");
+        }
+    }
 }

@@ -24,8 +24,6 @@ use crate::Device;
 pub(super) use learner::HashedMethod;
 pub(super) use vocabulary::{Bag, Vocabulary};
 
-/// The most numbers in one batch's matrix of texts by n-grams; a larger batch is worked off in parts.
-const BATCH_CELLS: usize = 4 << 20;
 const MAX_DIMENSION: usize = 1024;
 
 /// A plan's settings. The defaults were chosen by cross-validation on 120 and 720 short messages in two languages.
@@ -178,69 +176,39 @@ impl HashedModel {
     /// The logits of each text, before the temperature.
     pub(super) fn logits(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
         let bags: Vec<_> = texts.iter().map(|text| self.vocabulary.bag(text)).collect();
-        logits(&bags.iter().collect::<Vec<_>>(), &self.embeddings, self.config.dimension, &self.head, &self.device)
+        logits(&bags, &self.embeddings, self.config.dimension, &self.head, &self.device)
     }
 }
 
-/// Texts as a matrix over the rows that they touch.
-struct Batch {
-    /// The rows touched, rising.
-    rows: Vec<u32>,
-    /// `[texts, rows touched]`.
-    matrix: Tensor,
-}
-
-impl Batch {
-    fn new(bags: &[&Bag], device: &Device) -> candle_core::Result<Self> {
-        let mut rows: Vec<_> = bags.iter().flat_map(|bag| bag.iter().map(|(row, _)| *row)).collect();
-        rows.sort_unstable();
-        rows.dedup();
-        // A tensor without columns has no product; a row of weight zero stands in.
-        if rows.is_empty() {
-            rows.push(0);
+/// The sum of a bag's rows of the `[rows, dimension]` table, each by its weight.
+///
+/// Done here and not by the tensor library: a text touches a few hundred of the table's rows, and the library's dense products would touch
+/// all that a batch has, several times over for the gradient.
+fn sum_rows(bag: &Bag, table: &[f32], dimension: usize) -> Vec<f32> {
+    let mut sum = vec![0f32; dimension];
+    for &(row, weight) in bag {
+        let from = row as usize * dimension;
+        for (sum, value) in sum.iter_mut().zip(&table[from..from + dimension]) {
+            *sum += weight * value;
         }
-        let mut matrix = vec![0f32; bags.len() * rows.len()];
-        for (bag, cells) in bags.iter().zip(matrix.chunks_exact_mut(rows.len())) {
-            for (row, weight) in bag.iter() {
-                cells[rows.partition_point(|other| other < row)] = *weight;
-            }
-        }
-        let matrix = Tensor::from_vec(matrix, (bags.len(), rows.len()), device.tensors())?;
-        Ok(Self { rows, matrix })
     }
-
-    /// The rows touched, out of a table of `dimension` columns.
-    fn gather(&self, table: &[f32], dimension: usize) -> Vec<f32> {
-        let row = |&row: &u32| table.get(row as usize * dimension..(row as usize + 1) * dimension);
-        let mut gathered: Vec<f32> = self.rows.iter().filter_map(row).flatten().copied().collect();
-        gathered.resize(self.rows.len() * dimension, 0.0);
-        gathered
-    }
+    sum
 }
 
-/// `[texts, labels]` logits: the network, the same in training and in service.
-fn forward(texts: &Tensor, rows: &Tensor, head: &Head) -> candle_core::Result<Tensor> {
-    texts.matmul(rows)?.matmul(&head.weight)?.broadcast_add(&head.bias)
+/// `[texts, labels]` logits of `[texts, dimension]` sums: the network, the same in training and in service.
+fn forward(sums: &Tensor, head: &Head) -> candle_core::Result<Tensor> {
+    sums.matmul(&head.weight)?.broadcast_add(&head.bias)
 }
 
-fn logits(bags: &[&Bag], table: &[f32], dimension: usize, head: &Head, device: &Device) -> Result<Vec<Vec<f32>>> {
-    let mut answers = Vec::with_capacity(bags.len());
-    let mut rest = bags;
-    while !rest.is_empty() {
-        let mut cells = 0;
-        let fits = rest.iter().enumerate().take_while(|(i, bag)| {
-            cells += bag.len();
-            *i == 0 || cells * (i + 1) <= BATCH_CELLS
-        });
-        let (part, others) = rest.split_at(fits.count());
-        rest = others;
-        let answer = || -> candle_core::Result<Vec<Vec<f32>>> {
-            let batch = Batch::new(part, device)?;
-            let rows =
-                Tensor::from_vec(batch.gather(table, dimension), (batch.rows.len(), dimension), device.tensors())?;
-            forward(&batch.matrix, &rows, head)?.to_vec2()
-        };
-        answers.extend(answer().map_err(tensor_error("classify"))?);
-    }
-    Ok(answers)
+fn logits<'a>(
+    bags: impl IntoIterator<Item = &'a Bag>,
+    table: &[f32],
+    dimension: usize,
+    head: &Head,
+    device: &Device,
+) -> Result<Vec<Vec<f32>>> {
+    let sums: Vec<_> = bags.into_iter().flat_map(|bag| sum_rows(bag, table, dimension)).collect();
+    let texts = sums.len() / dimension;
+    let answer = || forward(&Tensor::from_vec(sums, (texts, dimension), device.tensors())?, head)?.to_vec2();
+    answer().map_err(tensor_error("classify"))
 }
