@@ -21,7 +21,7 @@ pub struct Args {
     /// This worker's name.
     #[arg(long, default_value = "kitchen-1")]
     pub name: String,
-    /// Where to compute: auto, cpu, metal or cuda[:n].
+    /// Where to compute: auto, cpu, metal or cuda:n.
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
     /// How long a job is held without a heartbeat, in milliseconds: how soon another kitchen takes over from one that died.

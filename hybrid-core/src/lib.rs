@@ -15,7 +15,7 @@
 //! # Features
 //! | feature | what it adds |
 //! |---|---|
-//! | `conformance` | [`conformance`]: suites that prove an adapter keeps its port's contract |
+//! | `conformance` | the module `conformance`: suites that prove an adapter keeps its port's contract |
 
 mod context;
 mod document;

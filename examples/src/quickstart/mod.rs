@@ -38,7 +38,7 @@ pub struct Args {
     /// Where the storefront listens; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
-    /// Where the kitchen computes: auto, cpu, metal or cuda[:n].
+    /// Where the kitchen computes: auto, cpu, metal or cuda:n.
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// Print the outcome as one JSON object on the last line of standard output.
