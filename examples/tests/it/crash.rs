@@ -30,7 +30,7 @@ fn a_kitchen_killed_at_random_moments_ends_with_the_same_weights_verdicts_and_ve
     let (mut killed, mut last) = (0, None);
     while run.try_wait().unwrap().is_none() && killed < KILLS {
         // The moment is what is tested: anywhere from starting up to the middle of training, publishing or releasing.
-        let moment = Instant::now() + Duration::from_millis(random.random_range(100..1800));
+        let moment = Instant::now() + Duration::from_millis(random.random_range(100..900));
         while Instant::now() < moment && run.try_wait().unwrap().is_none() {
             std::thread::yield_now();
             std::thread::park_timeout(Duration::from_millis(5));
