@@ -22,13 +22,12 @@ const OPERATION: &str = "load classifier";
 /// Loads the versions that [`TextClassifierTrainer`](crate::TextClassifierTrainer) makes.
 ///
 /// # Behavior
-/// - Knows the architectures `hashed-text-classifier/1` and `bert-text-classifier/1`; another is [`Unsupported`](ErrorKind::Unsupported).
+/// - Knows the architecture `hashed-text-classifier/1`; another is [`Unsupported`](ErrorKind::Unsupported).
 /// - Reads Safetensors and JSON, nothing else. What is missing, malformed or of another shape than the configuration says is
 ///   [`Corrupt`](ErrorKind::Corrupt) and named.
 /// - What does not fit into the memory that is free, or into the limit set, is [`ResourceExhausted`](ErrorKind::ResourceExhausted), before
 ///   it is read. Free memory is known on Linux alone; elsewhere set a limit.
-/// - Texts above 64 KiB are refused by the backend with [`TooLarge`](ErrorKind::TooLarge). A BERT model reads the first tokens of a longer
-///   text and says so in a note, `truncated`.
+/// - Texts above 64 KiB are refused by the backend with [`TooLarge`](ErrorKind::TooLarge).
 /// - Needs a tokio runtime: reading and computing run on its blocking threads.
 #[derive(Clone, Debug)]
 pub struct TextClassifierLoader {

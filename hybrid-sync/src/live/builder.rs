@@ -1,4 +1,5 @@
 use std::{
+    collections::HashMap,
     path::PathBuf,
     sync::{Arc, atomic::AtomicI64},
     time::Duration,
@@ -127,8 +128,18 @@ impl<T: Task> LiveModelBuilder<T> {
         };
         let reader = ChannelReader::open(registry.channel(&model, &channel), &trust, floor, Arc::clone(&clock)).await?;
         let seed = ids.next_uuid().as_u64_pair().1;
-        let follower =
-            Follower::new(registry, reader, trust, loader, cache, ids, Arc::clone(&clock), warm_up, poll_interval);
+        let follower = Follower {
+            registry,
+            reader,
+            trust,
+            loader,
+            cache,
+            ids,
+            clock: Arc::clone(&clock),
+            warm_up,
+            poll_interval,
+            failed: HashMap::new(),
+        };
         let shared = Arc::new(Shared {
             idle: Arc::new(idle_profile(&model)),
             model,

@@ -58,40 +58,25 @@ pub enum Refresh {
 
 /// What follows the channel; one refresh at a time has it.
 pub(super) struct Follower<T: Task> {
-    registry: Registry,
-    reader: ChannelReader,
-    trust: Trust,
-    loader: Arc<dyn ModelLoader<T>>,
-    cache: PathBuf,
-    ids: Arc<dyn IdSource>,
-    clock: Arc<dyn Clock>,
-    warm_up: Option<T::Request>,
-    poll_interval: Duration,
-    failed: HashMap<Digest, Failure>,
+    pub(super) registry: Registry,
+    pub(super) reader: ChannelReader,
+    pub(super) trust: Trust,
+    pub(super) loader: Arc<dyn ModelLoader<T>>,
+    pub(super) cache: PathBuf,
+    pub(super) ids: Arc<dyn IdSource>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) warm_up: Option<T::Request>,
+    pub(super) poll_interval: Duration,
+    pub(super) failed: HashMap<Digest, Failure>,
 }
 
-struct Failure {
+pub(super) struct Failure {
     why: String,
     times: u32,
     retry_at: Monotonic,
 }
 
 impl<T: Task> Follower<T> {
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn new(
-        registry: Registry,
-        reader: ChannelReader,
-        trust: Trust,
-        loader: Arc<dyn ModelLoader<T>>,
-        cache: PathBuf,
-        ids: Arc<dyn IdSource>,
-        clock: Arc<dyn Clock>,
-        warm_up: Option<T::Request>,
-        poll_interval: Duration,
-    ) -> Self {
-        Self { registry, reader, trust, loader, cache, ids, clock, warm_up, poll_interval, failed: HashMap::new() }
-    }
-
     pub(super) fn floor(&self) -> Option<&Floor> {
         self.reader.floor()
     }
