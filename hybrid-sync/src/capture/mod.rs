@@ -5,6 +5,7 @@
 //! [`fold_judgments`](hybrid_core::fold_judgments) counts it once.
 
 mod drain;
+mod write_through;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -19,6 +20,7 @@ use tokio::sync::Mutex;
 use crate::backoff::{Backoff, seed_of};
 pub use drain::Drained;
 use drain::Place;
+pub use write_through::WriteThrough;
 
 /// The most bytes that one judgment may have as JSON: 1 MiB.
 pub const MAX_JUDGMENT_BYTES: usize = 1024 * 1024;

@@ -33,6 +33,8 @@ pub(crate) struct Faults {
     pub(crate) offline: AtomicBool,
     /// No answer comes, ever.
     pub(crate) silent: AtomicBool,
+    /// Others get their turn before each operation, as with a store across a network.
+    pub(crate) slow: AtomicBool,
 }
 
 impl Faults {
@@ -61,6 +63,9 @@ impl Faults {
     async fn enter(&self) -> Result<usize> {
         if self.silent.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
+        }
+        if self.slow.load(Ordering::Relaxed) {
+            tokio::task::yield_now().await;
         }
         self.begin()
     }

@@ -8,3 +8,4 @@ mod faults;
 mod registry;
 mod time;
 mod worker;
+mod write_through;
