@@ -56,6 +56,29 @@ pub enum DataPolicy {
 }
 
 impl DataPolicy {
+    /// The policy that admits what both admit.
+    ///
+    /// ```
+    /// use hybrid_core::DataPolicy;
+    ///
+    /// let regions = |names: &[&str]| DataPolicy::Regions(names.iter().map(|&name| name.to_owned()).collect());
+    /// assert_eq!(regions(&["eu-central-1", "eu-west-1"]).and(&regions(&["eu-west-1"])), regions(&["eu-west-1"]));
+    /// assert_eq!(DataPolicy::Anywhere.and(&DataPolicy::Site), DataPolicy::Site);
+    /// ```
+    #[must_use]
+    pub fn and(self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::Device, _) | (_, Self::Device) => Self::Device,
+            (Self::Site, _) | (_, Self::Site) => Self::Site,
+            (Self::Regions(mut ours), Self::Regions(theirs)) => {
+                ours.retain(|region| theirs.contains(region));
+                Self::Regions(ours)
+            }
+            (Self::Regions(regions), Self::Anywhere) => Self::Regions(regions),
+            (Self::Anywhere, other) => other.clone(),
+        }
+    }
+
     /// Whether data under this policy may go to `locality`.
     pub fn admits(&self, locality: &Locality) -> bool {
         match (self, locality) {

@@ -20,11 +20,10 @@ use super::{edge::Edge, error::ApiError, front::Front};
 /// connection closed on unread bytes is reset, and the answer lost with it.
 const DISCARD_BYTES: u64 = 64 * 1024 * 1024;
 
-/// A request's body as UTF-8 text with a JSON content type, within the limit; and the edge's knowledge of the request.
+/// A request's body as UTF-8 text with a JSON content type, within the limit.
 #[derive(Debug)]
 pub(super) struct JsonText {
     text: String,
-    pub(super) edge: Edge,
 }
 
 impl JsonText {
@@ -64,16 +63,16 @@ impl FromRequest<Arc<Front>> for JsonText {
         check_headers(&parts.headers)?;
         let edge = parts.extensions.get::<Edge>().cloned();
         let edge = edge.ok_or_else(|| Error::internal("read body", "the request came past the edge"))?;
-        let too_late = front.clock.sleep(edge.deadline.since(front.clock.monotonic()));
-        let bytes = match select(pin!(read(&parts.headers, body, front.limits.body_bytes)), too_late).await {
+        let too_late = front.clock().sleep(edge.deadline.since(front.clock().monotonic()));
+        let bytes = match select(pin!(read(&parts.headers, body, front.limits().body_bytes)), too_late).await {
             Either::Left((read, _)) => read?,
-            Either::Right(_) => return Err(ApiError::body_timeout(front.limits.request_timeout)),
+            Either::Right(_) => return Err(ApiError::body_timeout(front.limits().request_timeout)),
         };
         let text = String::from_utf8(bytes).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
             ApiError::invalid("invalid_utf8", format!("the body must be UTF-8 and is not at byte {at}"))
         })?;
-        Ok(Self { text, edge })
+        Ok(Self { text })
     }
 }
 

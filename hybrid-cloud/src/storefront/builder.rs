@@ -3,14 +3,14 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use hybrid_core::{
-    Cancellation, Clock, DataPolicy, DatasetName, Error, IdSource, InferenceBackend, JudgmentSink, Result, SystemClock,
-    SystemIds, TenantId, task::Classify,
+    Clock, DataPolicy, DatasetName, Error, IdSource, InferenceBackend, JudgmentSink, Result, SystemClock, SystemIds,
+    TenantId, task::Classify,
 };
-use tokio::sync::Semaphore;
 
 use super::{
     Storefront,
-    front::{Check, Front, Model},
+    front::{Check, Front, Model, Offer, Ports},
+    identity::Authenticator,
 };
 
 const BUILD: &str = "build storefront";
@@ -19,6 +19,7 @@ const BUILD: &str = "build storefront";
 #[derive(Debug, Default)]
 pub struct StorefrontBuilder {
     tenant: Option<TenantId>,
+    authenticators: Vec<Arc<dyn Authenticator>>,
     policy: DataPolicy,
     clock: Option<Arc<dyn Clock>>,
     ids: Option<Arc<dyn IdSource>>,
@@ -38,6 +39,10 @@ pub struct StorefrontLimits {
     pub inputs: usize,
     /// From the end of a request's head to the beginning of its answer, the body's arrival included. 30 s by default.
     pub request_timeout: Duration,
+    /// For a streamed answer, from its request's beginning to its end. 10 min by default.
+    pub stream_timeout: Duration,
+    /// The head of one request, in bytes, at least 8192. 64 KiB by default. Kept by [`Storefront::serve`].
+    pub head_bytes: usize,
     /// For the head of a request to arrive, and so for a connection to idle between requests. 10 s by default.
     /// Kept by [`Storefront::serve`].
     pub header_read_timeout: Duration,
@@ -55,6 +60,8 @@ impl Default for StorefrontLimits {
             body_bytes: 1024 * 1024,
             inputs: 256,
             request_timeout: Duration::from_secs(30),
+            stream_timeout: Duration::from_secs(600),
+            head_bytes: 64 * 1024,
             header_read_timeout: Duration::from_secs(10),
             requests: 256,
             connections: 1024,
@@ -63,11 +70,22 @@ impl Default for StorefrontLimits {
 }
 
 impl StorefrontBuilder {
-    /// Offers `backend` at `POST /v1/classify` under the name `model`: 1 to 128 visible ASCII characters. The first one given answers requests that
-    /// name no model.
+    /// Offers `backend` at `POST /v1/classify` under a name, to everyone or [to some](Offer::only_for). The first one that the caller may see answers
+    /// requests that name no model.
     #[must_use]
-    pub fn classify(mut self, model: impl Into<String>, backend: Arc<dyn InferenceBackend<Classify>>) -> Self {
-        self.models.push(Model { id: model.into(), backend });
+    pub fn classify(mut self, model: impl Into<Offer>, backend: Arc<dyn InferenceBackend<Classify>>) -> Self {
+        self.models.push(Model::new(model.into(), backend));
+        self
+    }
+
+    /// Asks `authenticator` who a request comes from; several are asked in the order given. From then on nobody comes in without credentials, but
+    /// to the probes.
+    ///
+    /// A storefront without one has a single tenant and lets everyone in who can reach it: for a listener on loopback, behind a gateway that
+    /// authenticates, and for tests.
+    #[must_use]
+    pub fn authenticator(mut self, authenticator: Arc<dyn Authenticator>) -> Self {
+        self.authenticators.push(authenticator);
         self
     }
 
@@ -85,7 +103,7 @@ impl StorefrontBuilder {
         self
     }
 
-    /// Whose requests these are; [`TenantId::single`] by default.
+    /// Whose requests these are where there is no [authenticator](Self::authenticator) to say so; [`TenantId::single`] by default.
     #[must_use]
     pub fn tenant(mut self, tenant: TenantId) -> Self {
         self.tenant = Some(tenant);
@@ -137,7 +155,7 @@ impl StorefrontBuilder {
     /// # Errors
     /// [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) that names what is missing, malformed, given twice, or a limit of zero.
     pub fn build(self) -> Result<Storefront> {
-        let Self { tenant, policy, clock, ids, limits, models, labels, judgments, checks } = self;
+        let Self { tenant, authenticators, policy, clock, ids, limits, models, labels, judgments, checks } = self;
         check_models(&models)?;
         if models.is_empty() && judgments.is_none() {
             return Err(Error::invalid(BUILD, "there is nothing to offer; give a model or a place for judgments"));
@@ -150,45 +168,65 @@ impl StorefrontBuilder {
             ));
         }
         check_limits(&limits)?;
+        if tenant.is_some() && !authenticators.is_empty() {
+            return Err(Error::invalid(
+                BUILD,
+                "the tenant comes from the credentials where there is an authenticator; leave the tenant out",
+            ));
+        }
         let clock = clock.unwrap_or_else(|| Arc::new(SystemClock));
-        let front = Front {
+        let ports = Ports {
             tenant: tenant.unwrap_or_else(TenantId::single),
+            authenticators,
             policy,
             ids: ids.unwrap_or_else(|| Arc::new(SystemIds::new(Arc::clone(&clock)))),
-            slots: Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS))),
-            opened: clock.now(),
             clock,
             limits,
             models,
             labels,
             judgments,
             checks,
-            draining: Cancellation::new(),
         };
-        Ok(Storefront { front: Arc::new(front) })
+        Ok(Storefront { front: Arc::new(Front::new(ports)) })
     }
 }
 
 fn check_models(models: &[Model]) -> Result<()> {
-    let mut seen = BTreeSet::new();
-    for Model { id, .. } in models {
+    for (i, model) in models.iter().enumerate() {
+        let Offer { name: id, tenants } = &model.offer;
         if !(1..=128).contains(&id.len()) || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Error::invalid(BUILD, "a model's name must be 1 to 128 visible ASCII characters")
                 .with("found", format_args!("{id:?}")));
         }
-        if !seen.insert(id) {
-            return Err(Error::invalid(BUILD, "two models have one name").with("model", id));
+        if tenants.as_ref().is_some_and(BTreeSet::is_empty) {
+            return Err(Error::invalid(BUILD, "a model is offered to nobody").with("model", id));
+        }
+        if models.iter().take(i).any(|other| other.offer.collides_with(&model.offer)) {
+            return Err(Error::invalid(BUILD, "two models have one name for one tenant").with("model", id));
         }
     }
     Ok(())
 }
 
 fn check_limits(limits: &StorefrontLimits) -> Result<()> {
-    let StorefrontLimits { body_bytes, inputs, request_timeout, header_read_timeout, requests, connections } = limits;
+    let StorefrontLimits {
+        body_bytes,
+        inputs,
+        request_timeout,
+        stream_timeout,
+        head_bytes,
+        header_read_timeout,
+        requests,
+        connections,
+    } = limits;
+    if *head_bytes < 8192 {
+        return Err(Error::invalid(BUILD, "head_bytes must be at least 8192").with("found", head_bytes));
+    }
     let zero = [
         ("body_bytes", *body_bytes == 0),
         ("inputs", *inputs == 0),
         ("request_timeout", request_timeout.is_zero()),
+        ("stream_timeout", stream_timeout.is_zero()),
         ("header_read_timeout", header_read_timeout.is_zero()),
         ("requests", *requests == 0),
         ("connections", *connections == 0),

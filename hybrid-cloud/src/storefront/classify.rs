@@ -1,8 +1,8 @@
 //! `POST /v1/classify`.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
-use axum::{Json, extract::State};
+use axum::Json;
 use hybrid_core::{
     Digest, Error, Note, Task,
     task::{Classification, Classify, ClassifyRequest},
@@ -12,7 +12,7 @@ use serde::{
     de::{self, SeqAccess, Visitor},
 };
 
-use super::{body::JsonText, error::ApiError, front::Front};
+use super::{body::JsonText, error::ApiError, front::Admitted};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,18 +48,18 @@ struct Usage {
     total_tokens: u64,
 }
 
-pub(super) async fn classify(State(front): State<Arc<Front>>, json: JsonText) -> Result<Json<Answer>, ApiError> {
+pub(super) async fn classify(admitted: Admitted, json: JsonText) -> Result<Json<Answer>, ApiError> {
     let Body { model, input, top_k } = json.parse()?;
-    let model = front.model(model.as_deref())?;
-    if input.texts.len() > front.limits.inputs {
-        return Err(ApiError::too_many("input", front.limits.inputs, input.texts.len()));
+    let model = admitted.model::<Classify>(model.as_deref())?;
+    let limit = admitted.front().limits().inputs;
+    if input.texts.len() > limit {
+        return Err(ApiError::too_many("input", limit, input.texts.len()));
     }
     let (asked, several) = (input.texts.len(), input.several);
     let request = ClassifyRequest { inputs: input.texts, top_k };
     Classify::validate(&request).map_err(|error| in_our_words(&error, several))?;
 
-    let call = front.admit(&json.edge)?;
-    let reply = call.cx.run("classify", model.backend.infer(&call.cx, request)).await?;
+    let reply = admitted.infer(&model, request).await?;
     if reply.response.results.len() != asked {
         return Err(Error::corrupt("classify", "the backend answered another number of texts than was asked")
             .with("backend", &reply.meta.backend)
@@ -73,7 +73,7 @@ pub(super) async fn classify(State(front): State<Arc<Front>>, json: JsonText) ->
     let usage = Usage { prompt_tokens: input, total_tokens: input.saturating_add(output) };
     Ok(Json(Answer {
         object: "classification.list",
-        model: model.id.clone(),
+        model: model.id().to_owned(),
         version: meta.model.version,
         manifest: meta.model.manifest,
         results: reply.response.results,

@@ -1,6 +1,6 @@
 //! What every request passes first and every answer last.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc};
 
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -8,11 +8,18 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use futures_util::FutureExt;
-use hybrid_core::{Monotonic, RequestId};
+use futures_util::{
+    FutureExt,
+    future::{Either, select},
+};
+use hybrid_core::{Error, Monotonic, RequestId};
 use tracing::{Instrument, Span, field::Empty};
 
-use super::{error::ApiError, front::Front};
+use super::{
+    error::ApiError,
+    front::{Front, Identified, Refused},
+    routes::{Access, Gate},
+};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -24,38 +31,70 @@ pub(super) struct Edge {
     pub(super) trace: Option<String>,
 }
 
-/// Gives the request its id, span and deadline; writes errors, catches panics. Whatever waits holds itself to the deadline: the
-/// [body](super::body), and the [call](super::front::Call) after it.
-pub(super) async fn edge(State(front): State<Arc<Front>>, mut request: Request, next: Next) -> Response {
-    let started = front.clock.monotonic();
+/// Gives the request its id, span and deadline; finds out whose it is, without which only the probes can be reached; writes errors, catches
+/// panics. Whatever waits holds itself to the deadline: the [body](super::body), and the call after it.
+pub(super) async fn edge(
+    State((front, gate)): State<(Arc<Front>, Arc<Gate>)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let started = front.clock().monotonic();
     let edge = Edge {
-        request: request_id(request.headers()).unwrap_or_else(|| RequestId::next(&*front.ids)),
-        deadline: started.plus(front.limits.request_timeout),
+        request: request_id(request.headers()).unwrap_or_else(|| RequestId::next(front.ids())),
+        deadline: started.plus(front.limits().request_timeout),
         trace: trace_parent(request.headers()),
     };
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map_or("none", |path| path.as_str());
+    let route = route.as_ref().map(|path| path.as_str());
     let span = tracing::info_span!(
         "request",
         method = %request.method(),
-        route,
+        route = route.unwrap_or("none"),
         request_id = %edge.request,
-        tenant = %front.tenant,
+        tenant = Empty,
         status = Empty,
         latency_ms = Empty,
     );
-    let probe = matches!(route, "/healthz" | "/readyz");
+    let access = gate.access(request.method(), route);
+    let probe = matches!(access, Access::Open);
     request.extensions_mut().insert(edge.clone());
     async {
-        let carrier = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+        let handled = async {
+            match enter(&front, access, &edge, &mut request).await {
+                Ok(()) => next.run(request).await,
+                Err(refused) => refused.into_response(),
+            }
+        };
+        let carrier = AssertUnwindSafe(handled).catch_unwind().await;
         let carrier = carrier.unwrap_or_else(|panic| ApiError::panicked(&*panic).into_response());
         let response = finish(&edge.request, carrier);
-        let latency_ms = front.clock.monotonic().since(started).as_secs_f64() * 1e3;
+        let latency_ms = front.clock().monotonic().since(started).as_secs_f64() * 1e3;
         log(response.status(), latency_ms, probe);
         response
     }
     .instrument(span)
     .await
+}
+
+/// Puts into the request who sends it, if they may come here.
+async fn enter(front: &Front, access: Access, edge: &Edge, request: &mut Request) -> Result<(), Refused> {
+    let Access::Known(scope) = access else { return Ok(()) };
+    let identified = identify(front, edge, request.headers(), request.uri().query()).await?;
+    let principal = identified.principal();
+    Span::current().record("tenant", tracing::field::display(&principal.tenant));
+    if let Some(scope) = scope.filter(|scope| !principal.scopes.contains(scope)) {
+        return Err(Box::new(ApiError::missing_scope(scope)));
+    }
+    request.extensions_mut().insert(identified);
+    Ok(())
+}
+
+async fn identify(front: &Front, edge: &Edge, headers: &HeaderMap, query: Option<&str>) -> Result<Identified, Refused> {
+    let too_late = front.clock().sleep(edge.deadline.since(front.clock().monotonic()));
+    match select(pin!(front.identify(headers, query)), too_late).await {
+        Either::Left((identified, _)) => identified,
+        Either::Right(_) => Err(Error::timeout("authenticate", "nobody said in time who this is").into()),
+    }
 }
 
 fn finish(request: &RequestId, mut carrier: Response) -> Response {

@@ -9,6 +9,8 @@ use axum::{
 use hybrid_core::{Error, ErrorKind, RequestId};
 use serde_json::json;
 
+use super::identity::Scope;
+
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
 /// How long a caller waits where the failing side did not say.
@@ -25,6 +27,8 @@ pub(super) struct ApiError {
     retry_after: Option<Duration>,
     /// The rest of the body is not read: the connection cannot be used again.
     close: bool,
+    /// The answer says how to authenticate.
+    challenge: bool,
     /// For the log alone.
     detail: Option<Arc<Error>>,
 }
@@ -32,7 +36,17 @@ pub(super) struct ApiError {
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, code: &'static str, message: impl Into<String>) -> Self {
         let message = shorten(message.into(), 600);
-        Self { status, kind, code, message, param: None, retry_after: None, close: false, detail: None }
+        Self {
+            status,
+            kind,
+            code,
+            message,
+            param: None,
+            retry_after: None,
+            close: false,
+            challenge: false,
+            detail: None,
+        }
     }
 
     /// A request that can never succeed as it is.
@@ -56,6 +70,37 @@ impl ApiError {
             shorten(method.to_owned(), 20)
         );
         Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed", message)
+    }
+
+    /// Nobody that the storefront knows.
+    pub(super) fn unauthenticated(code: &'static str, message: impl Into<String>) -> Self {
+        let refused = Self::new(StatusCode::UNAUTHORIZED, "authentication_error", code, message);
+        // Nobody's body is read.
+        Self { challenge: true, close: true, ..refused }
+    }
+
+    /// It could not be found out who sends the request.
+    pub(super) fn cannot_authenticate(error: Error) -> Self {
+        let message = "the credentials cannot be checked for now; try again";
+        let away = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "unavailable", message);
+        Self { retry_after: Some(error.retry_after().unwrap_or(RETRY)), detail: Some(Arc::new(error)), ..away }
+    }
+
+    pub(super) fn missing_scope(scope: Scope) -> Self {
+        let message = format!("these credentials do not have the scope {scope}");
+        Self { close: true, ..Self::new(StatusCode::FORBIDDEN, "permission_error", "missing_scope", message) }
+    }
+
+    /// Nothing of this task is offered to the caller.
+    pub(super) fn no_model(task: &str) -> Self {
+        let message = format!("there is no model for {task}; see GET /v1/models");
+        Self::new(StatusCode::NOT_FOUND, INVALID, "model_not_found", message).param("model")
+    }
+
+    pub(super) fn wrong_task(id: &str, does: &str, asked: &str) -> Self {
+        let message =
+            format!("the model {:?} does {does}, not {asked}; see GET /v1/models", shorten(id.to_owned(), 64));
+        Self::invalid("unsupported", message).param("model")
     }
 
     pub(super) fn unknown_model(id: &str) -> Self {
@@ -132,6 +177,9 @@ impl ApiError {
             let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1);
             parts.headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if self.challenge {
+            parts.headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if self.close {
             parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -174,6 +222,12 @@ impl From<Error> for ApiError {
         let retry_after = error.retry_after().or_else(|| error.is_temporary().then_some(RETRY));
         let param = error.context("field").filter(|_| generic.is_none()).map(str::to_owned);
         Self { param, retry_after, detail: Some(Arc::new(error)), ..Self::new(status, kind, code, message) }
+    }
+}
+
+impl From<Error> for Box<ApiError> {
+    fn from(error: Error) -> Self {
+        Self::new(error.into())
     }
 }
 

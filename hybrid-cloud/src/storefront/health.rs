@@ -14,11 +14,6 @@ pub(super) async fn alive() -> Json<Value> {
 
 /// Whether requests should come here.
 pub(super) async fn ready(State(front): State<Arc<Front>>) -> Result<Json<Value>, ApiError> {
-    let failing = front
-        .checks
-        .iter()
-        .filter_map(|check| (check.holds)().err().map(|error| format!("{}: {}", check.name, error.message())));
-    let draining = front.draining.is_cancelled().then(|| "the storefront is shutting down".to_owned());
-    let reasons: Vec<_> = draining.into_iter().chain(failing).collect();
+    let reasons = front.unready();
     if reasons.is_empty() { Ok(Json(json!({ "status": "ready" }))) } else { Err(ApiError::not_ready(&reasons)) }
 }

@@ -1,9 +1,8 @@
 //! `POST /v1/judgments`.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt};
 
-use axum::{Json, extract::State, http::StatusCode};
-use futures_util::future::join_all;
+use axum::{Json, http::StatusCode};
 use hybrid_core::{Digest, Error, Judgment, JudgmentId, RequestId, ServedModel, Task, task::Classify};
 use serde::{
     Deserialize, Deserializer,
@@ -14,7 +13,7 @@ use serde_json::{Value, json};
 use super::{
     body::JsonText,
     error::{ApiError, shorten},
-    front::{Call, Front},
+    front::Admitted,
 };
 
 /// How deep an `answer` may be nested. Judgments travel inside other documents, whose readers have limits too.
@@ -54,27 +53,24 @@ struct Body {
 #[derive(Debug)]
 struct Input(String);
 
-pub(super) async fn judge(
-    State(front): State<Arc<Front>>,
-    json: JsonText,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
+pub(super) async fn judge(admitted: Admitted, json: JsonText) -> Result<(StatusCode, Json<Value>), ApiError> {
     let list = json.parse::<Peek>()?.judgments.is_some();
     let bodies = if list { json.parse::<List>()?.judgments } else { vec![json.parse()?] };
     if list && bodies.is_empty() {
         return Err(ApiError::invalid("invalid_request", "judgments must hold at least one").param("judgments"));
     }
-    if bodies.len() > front.limits.inputs {
-        return Err(ApiError::too_many("judgments", front.limits.inputs, bodies.len()));
+    let limit = admitted.front().limits().inputs;
+    if bodies.len() > limit {
+        return Err(ApiError::too_many("judgments", limit, bodies.len()));
     }
     let judgments = bodies
         .into_iter()
         .enumerate()
-        .map(|(i, body)| body.check(&front, if list { format!("judgments[{i}].") } else { String::new() }))
+        .map(|(i, body)| body.check(&admitted, if list { format!("judgments[{i}].") } else { String::new() }))
         .collect::<Result<Vec<_>, _>>()?;
 
-    let call = front.admit(&json.edge)?;
     let ids: Vec<_> = judgments.iter().map(|judgment| json!({ "object": "judgment", "id": judgment.id })).collect();
-    record(&front, &call, judgments).await?;
+    record(&admitted, judgments).await?;
     let answer = match list {
         true => json!({ "object": "list", "data": ids }),
         false => ids.into_iter().next().unwrap_or_default(),
@@ -82,12 +78,9 @@ pub(super) async fn judge(
     Ok((StatusCode::CREATED, Json(answer)))
 }
 
-/// Records all at once, so that a sink that commits groups needs one commit.
-async fn record(front: &Front, call: &Call, judgments: Vec<Judgment>) -> Result<(), ApiError> {
-    let (sink, dataset) = front.judgments.as_ref().ok_or_else(ApiError::not_found)?;
+async fn record(admitted: &Admitted, judgments: Vec<Judgment>) -> Result<(), ApiError> {
     let all = judgments.len();
-    let recordings = judgments.into_iter().map(|judgment| sink.record(&call.cx.tenant, dataset, judgment));
-    let results = call.cx.run("record judgments", async { Ok(join_all(recordings).await) }).await?;
+    let results = admitted.record(judgments).await?;
     let recorded = results.iter().filter(|result| result.is_ok()).count();
     match results.into_iter().find_map(Result::err) {
         None => Ok(()),
@@ -99,7 +92,7 @@ async fn record(front: &Front, call: &Call, judgments: Vec<Judgment>) -> Result<
 
 impl Body {
     /// The judgment, checked; `at` leads to it in the request.
-    fn check(self, front: &Front, at: String) -> Result<Judgment, ApiError> {
+    fn check(self, admitted: &Admitted, at: String) -> Result<Judgment, ApiError> {
         let Self { input: Input(text), label, model, version, manifest, answer, request_id, by, tags, idempotency_key } =
             self;
         let refuse = |field: &str, message: &str| {
@@ -114,7 +107,7 @@ impl Body {
         if label.len() > SHORT_TEXT_BYTES || by.as_ref().is_some_and(|by| by.len() > SHORT_TEXT_BYTES) {
             return refuse(if label.len() > SHORT_TEXT_BYTES { "label" } else { "by" }, "must have at most 256 bytes");
         }
-        if let Some(known) = front.labels.as_ref().filter(|known| !known.contains(&label)) {
+        if let Some(known) = admitted.labels().filter(|known| !known.contains(&label)) {
             let known: Vec<_> = known.iter().map(String::as_str).collect();
             let message = format!("there is no label {:?}; the labels are {}", shorten(label, 64), known.join(", "));
             return Err(ApiError::invalid("unknown_label", message).param(format!("{at}label")));
@@ -133,19 +126,13 @@ impl Body {
         let model = match model {
             None => None,
             Some(id) => {
-                let name = front
-                    .model(Some(&id))
-                    .map_err(|error| error.param(format!("{at}model")))?
-                    .backend
-                    .profile()
-                    .model
-                    .name
-                    .clone();
+                let model = admitted.find(&id).map_err(|error| error.param(format!("{at}model")))?;
+                let name = model.profile().model.name.clone();
                 Some(ServedModel { name, version, manifest })
             }
         };
         let mut judgment = Judgment {
-            id: JudgmentId::next(&*front.ids),
+            id: JudgmentId::next(admitted.front().ids()),
             task: Classify::NAME.to_owned(),
             input: json!({ "text": text }),
             decision: json!({ "label": label }),
@@ -153,11 +140,11 @@ impl Body {
             model,
             request: request_id,
             by,
-            at: front.clock.now(),
+            at: admitted.front().clock().now(),
             tags,
         };
         if let Some(key) = idempotency_key {
-            judgment.id = id_of(front, &key, &judgment)?;
+            judgment.id = id_of(admitted, &key, &judgment)?;
         }
         Ok(judgment)
     }
@@ -166,10 +153,11 @@ impl Body {
 /// The id that a judgment has whenever it is sent under `key`: an RFC 9562 version 8 UUID of key and content.
 ///
 /// The key alone would not do: a client that used one twice would put two events of one id into the dataset, which then could not be read.
-fn id_of(front: &Front, key: &RequestId, judgment: &Judgment) -> Result<JudgmentId, Error> {
+fn id_of(admitted: &Admitted, key: &RequestId, judgment: &Judgment) -> Result<JudgmentId, ApiError> {
     let Judgment { id: _, task, input, decision, answer, model, request, by, at: _, tags } = judgment;
-    let dataset = front.judgments.as_ref().map(|(_, dataset)| dataset);
-    let content = (&front.tenant, dataset, key, (task, input, decision, answer, model, request, by, tags));
+    let dataset = Some(admitted.dataset()?);
+    let content =
+        (&admitted.principal().tenant, dataset, key, (task, input, decision, answer, model, request, by, tags));
     let content = serde_json::to_vec(&content)
         .map_err(|error| Error::internal("identify judgment", "the judgment cannot be written").with_source(error))?;
     let mut bytes = [0; 16];

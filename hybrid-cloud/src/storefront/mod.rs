@@ -27,11 +27,18 @@
 //! | `GET /healthz` | | 200 while the process is alive |
 //! | `GET /readyz` | | 200, or 503 with the reasons: a check given to the builder fails, or the storefront drains |
 //!
-//! A route exists where its port was given. `model` may be left out; the first model given to the builder answers then. `version` and `manifest`
+//! A route exists where its port was given. `model` may be left out; the first model that the caller may see answers then. `version` and `manifest`
 //! are `null` where the model comes from no registry. `notes` holds what the caller would not expect of an answer, such as a fallback.
 //!
 //! A field that this version does not know is refused, as everywhere in the crate family: a misspelt `tags` would otherwise lose what evaluation
 //! slices by, in silence. Bodies are UTF-8 JSON without content coding.
+//!
+//! # Identity
+//! With an [`Authenticator`] every request but the probes must send `authorization: Bearer <token>`, and everything that it sees and makes is its
+//! [`Principal`]'s tenant's: the models [offered](Offer::only_for) to that tenant or to all, judgments below `t/<tenant>/`, the log. A handler has no
+//! other way to a model or a sink. What belongs to others answers exactly like what does not exist. Strangers do not learn which routes there are.
+//!
+//! Without one there is a single tenant and nobody is asked: for a listener on loopback, behind a gateway that authenticates, and for tests.
 //!
 //! # Judgments
 //! A judgment counts once for each text, whatever is repeated: the latest decision is the one that trains. With an `idempotency_key` (1 to 128
@@ -55,6 +62,9 @@
 //! | status | `type` | `code` | when |
 //! |---|---|---|---|
 //! | 400 | `invalid_request_error` | `invalid_utf8`, `invalid_json`, `invalid_body`, `invalid_request`, `unsupported`, `unknown_label` | the request can never succeed as it is; [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) and [`Unsupported`](hybrid_core::ErrorKind::Unsupported) of a backend |
+//! | 400 | `invalid_request_error` | `credentials_in_url` | the query names a key or a token |
+//! | 401 | `authentication_error` | `missing_credentials`, `invalid_api_key` | there is no token, or it does not hold |
+//! | 403 | `permission_error` | `missing_scope` | the principal lacks the route's [`Scope`] |
 //! | 403 | `permission_error` | `policy_denied` | [`PolicyDenied`](hybrid_core::ErrorKind::PolicyDenied) |
 //! | 404 | `invalid_request_error` | `not_found`, `model_not_found` | no such route, no such model |
 //! | 405 | `invalid_request_error` | `method_not_allowed` | the route has other methods; `allow` lists them |
@@ -72,10 +82,7 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Router, middleware,
-    routing::{MethodRouter, get, post},
-};
+use axum::{Router, middleware};
 
 mod body;
 mod builder;
@@ -84,11 +91,16 @@ mod edge;
 mod error;
 mod front;
 mod health;
+mod identity;
 mod judgments;
 mod models;
+mod routes;
 mod serve;
 
 pub use builder::{StorefrontBuilder, StorefrontLimits};
+pub use front::Offer;
+pub use identity::{Authenticator, Principal, Scope};
+pub use routes::Route;
 pub use serve::Drained;
 
 use front::Front;
@@ -107,28 +119,25 @@ impl Storefront {
         StorefrontBuilder::default()
     }
 
-    /// The routes, ready to be served or called. Routes merged into it afterwards have none of the [limits](StorefrontLimits), ids and spans.
+    /// The routes, ready to be served or called. Routes merged into it afterwards have none of the [limits](StorefrontLimits), ids and spans, and
+    /// nobody is asked who they are.
     pub fn router(&self) -> Router {
         let front = &self.front;
-        let route = |router: Router<Arc<Front>>, offered: bool, path: &str, methods: MethodRouter<Arc<Front>>| {
-            if offered { router.route(path, methods) } else { router }
-        };
-        let mut router = Router::new();
-        router = route(router, !front.models.is_empty(), "/v1/classify", post(classify::classify));
-        router = route(router, front.judgments.is_some(), "/v1/judgments", post(judgments::judge));
+        let (router, gate) = routes::router(front);
         router
-            .route("/v1/models", get(models::list))
-            .route("/v1/models/{*id}", get(models::get))
-            .route("/healthz", get(health::alive))
-            .route("/readyz", get(health::ready))
             .method_not_allowed_fallback(edge::method_not_allowed)
             .fallback(edge::not_found)
-            .layer(middleware::from_fn_with_state(Arc::clone(front), edge::edge))
+            .layer(middleware::from_fn_with_state((Arc::clone(front), Arc::new(gate)), edge::edge))
             .with_state(Arc::clone(front))
+    }
+
+    /// Every route that [`router`](Self::router) serves, with what a caller must be allowed to do there.
+    pub fn routes(&self) -> Vec<Route> {
+        routes::table(&self.front).into_iter().map(|(route, _)| route).collect()
     }
 
     /// Makes `/readyz` answer 503 from now on, so that a load balancer looks elsewhere before the storefront stops. Everything else goes on.
     pub fn drain(&self) {
-        self.front.draining.cancel();
+        self.front.drain();
     }
 }

@@ -1,17 +1,15 @@
 //! `GET /v1/models`.
 
-use std::sync::Arc;
-
 use axum::{
     Json,
-    extract::{Path, State, rejection::PathRejection},
+    extract::{Path, rejection::PathRejection},
 };
-use hybrid_core::{BackendProfile, Digest, Locality, Task, task::Classify};
+use hybrid_core::{BackendProfile, Digest, Locality};
 use serde::Serialize;
 
 use super::{
     error::ApiError,
-    front::{Front, Model},
+    front::{Admitted, Model},
 };
 
 #[derive(Debug, Serialize)]
@@ -33,29 +31,26 @@ pub(super) struct Entry {
     locality: Locality,
 }
 
-pub(super) async fn list(State(front): State<Arc<Front>>) -> Json<List> {
-    Json(List { object: "list", data: front.models.iter().map(|model| entry(&front, model)).collect() })
+pub(super) async fn list(admitted: Admitted) -> Json<List> {
+    Json(List { object: "list", data: admitted.models().map(|model| entry(&admitted, model)).collect() })
 }
 
-pub(super) async fn get(
-    State(front): State<Arc<Front>>,
-    id: Result<Path<String>, PathRejection>,
-) -> Result<Json<Entry>, ApiError> {
+pub(super) async fn get(admitted: Admitted, id: Result<Path<String>, PathRejection>) -> Result<Json<Entry>, ApiError> {
     let Ok(Path(id)) = id else {
         return Err(ApiError::invalid("invalid_request", "the model's name in the path is not UTF-8"));
     };
-    Ok(Json(entry(&front, front.model(Some(&id))?)))
+    Ok(Json(entry(&admitted, admitted.find(&id)?)))
 }
 
-fn entry(front: &Front, Model { id, backend }: &Model) -> Entry {
-    let profile = backend.profile();
+fn entry(admitted: &Admitted, shown: &Model) -> Entry {
+    let profile = shown.profile();
     let BackendProfile { model, locality, .. } = &*profile;
     Entry {
-        id: id.clone(),
+        id: shown.id().to_owned(),
         object: "model",
-        created: front.opened.unix_micros().div_euclid(1_000_000),
-        owned_by: front.tenant.to_string(),
-        task: Classify::NAME,
+        created: admitted.opened().unix_micros().div_euclid(1_000_000),
+        owned_by: admitted.principal().tenant.to_string(),
+        task: shown.task(),
         version: model.version,
         manifest: model.manifest,
         locality: locality.clone(),

@@ -57,9 +57,10 @@ impl Storefront {
         shutdown: impl Future<Output = ()> + Send,
         grace: Duration,
     ) -> Drained {
-        let (clock, limits) = (&self.front.clock, &self.front.limits);
+        let (clock, limits) = (self.front.clock(), self.front.limits());
         let mut http = http1::Builder::new();
         http.timer(ClockTimer::new(Arc::clone(clock))).header_read_timeout(limits.header_read_timeout);
+        http.max_buf_size(limits.head_bytes);
         let slots = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
         let stopping = Cancellation::new();
         let mut connections = JoinSet::new();

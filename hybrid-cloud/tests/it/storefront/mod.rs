@@ -1,5 +1,6 @@
 mod classify;
 mod edge;
+mod identity;
 mod judgments;
 mod operations;
 mod refusals;

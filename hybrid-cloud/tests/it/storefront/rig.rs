@@ -1,7 +1,7 @@
 //! A storefront over ports in memory, called in process or over a socket.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
@@ -14,10 +14,10 @@ use axum::{
     http::{HeaderMap, Request},
 };
 use http_body_util::BodyExt;
-use hybrid_cloud::storefront::{Drained, Storefront, StorefrontBuilder};
+use hybrid_cloud::storefront::{Authenticator, Drained, Principal, Storefront, StorefrontBuilder};
 use hybrid_core::{
-    BackendProfile, BoxStream, CallContext, Cancellation, DatasetName, Error, Event, InferenceBackend, Judgment,
-    JudgmentSink, ManualClock, Reply, Result, SeededIds, TenantId,
+    BackendProfile, BoxStream, CallContext, Cancellation, DatasetName, Error, ErrorKind, Event, InferenceBackend,
+    Judgment, JudgmentSink, ManualClock, Reply, Result, SeededIds, TenantId,
     memory::ScriptedBackend,
     task::{Classification, Classify, ClassifyRequest, ClassifyResponse, LabelScore},
 };
@@ -91,6 +91,39 @@ pub(crate) fn get(path: &str) -> Request<Body> {
 
 pub(crate) fn classify(body: &Value) -> Request<Body> {
     post("/v1/classify", body.to_string())
+}
+
+/// Knows a few tokens, one of them revoked.
+#[derive(Debug, Default)]
+pub(crate) struct Tokens(BTreeMap<&'static str, Arc<Principal>>);
+
+impl Tokens {
+    pub(crate) fn new(known: impl IntoIterator<Item = (&'static str, Principal)>) -> Arc<Self> {
+        Arc::new(Self(known.into_iter().map(|(token, principal)| (token, Arc::new(principal))).collect()))
+    }
+}
+
+#[async_trait]
+impl Authenticator for Tokens {
+    async fn authenticate(&self, token: &str) -> Result<Option<Arc<Principal>>> {
+        match token {
+            "revoked" => {
+                Err(Error::new(ErrorKind::PermissionDenied, "authenticate", "the key is revoked").with("key", "k-7"))
+            }
+            "nobody-knows" => Err(Error::unavailable("authenticate", "the key server is away").with("at", "10.0.0.7")),
+            token => Ok(self.0.get(token).cloned()),
+        }
+    }
+}
+
+pub(crate) fn tenant(name: &str) -> TenantId {
+    TenantId::new(name).unwrap()
+}
+
+/// The request with a bearer token.
+pub(crate) fn from(token: &str, mut request: Request<Body>) -> Request<Body> {
+    request.headers_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    request
 }
 
 /// Keeps judgments, and fails as told: one entry of the script a call, `None` for success.

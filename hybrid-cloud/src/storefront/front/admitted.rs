@@ -1,0 +1,132 @@
+//! The way from a handler to everything that belongs to somebody.
+
+use std::sync::Arc;
+
+use axum::{extract::FromRequestParts, http::request::Parts};
+use futures_util::future::join_all;
+use hybrid_core::{
+    BackendProfile, BoxStream, DatasetName, Error, Event, InferenceBackend, Judgment, Reply, Result, Timestamp,
+};
+
+use super::{Front, Identified, Model, Served, call::Call};
+use crate::storefront::{edge::Edge, error::ApiError, identity::Principal};
+
+/// A request that was let in, with whose it is. There is no other way to a model or a sink, and none of its answers depends on another tenant.
+#[derive(Clone, Debug)]
+pub(crate) struct Admitted {
+    pub(super) front: Arc<Front>,
+    pub(super) principal: Arc<Principal>,
+    pub(super) edge: Edge,
+}
+
+impl FromRequestParts<Arc<Front>> for Admitted {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, front: &Arc<Front>) -> Result<Self, ApiError> {
+        let (identified, edge) = (parts.extensions.get::<Identified>(), parts.extensions.get::<Edge>());
+        let (Some(identified), Some(edge)) = (identified, edge) else {
+            return Err(Error::internal("admit request", "the request came past the edge").into());
+        };
+        Ok(Self { front: Arc::clone(front), principal: Arc::clone(identified.principal()), edge: edge.clone() })
+    }
+}
+
+/// A model of one task that the caller may use.
+#[derive(Debug)]
+pub(crate) struct ModelFor<'a, T: Served> {
+    model: &'a Model,
+    pub(super) backend: &'a Arc<dyn InferenceBackend<T>>,
+}
+
+impl<T: Served> ModelFor<'_, T> {
+    /// The name under which customers ask for it.
+    pub(crate) fn id(&self) -> &str {
+        self.model.id()
+    }
+
+    /// What the backend is now.
+    #[allow(dead_code, reason = "for the routes of streaming tasks")]
+    pub(crate) fn profile(&self) -> Arc<BackendProfile> {
+        self.backend.profile()
+    }
+}
+
+impl Admitted {
+    pub(crate) fn principal(&self) -> &Principal {
+        &self.principal
+    }
+
+    pub(crate) fn front(&self) -> &Front {
+        &self.front
+    }
+
+    /// When the storefront began to offer what it offers.
+    pub(crate) fn opened(&self) -> Timestamp {
+        self.front.opened
+    }
+
+    /// The models that the caller may see, in the order in which they were given to the builder.
+    pub(crate) fn models(&self) -> impl Iterator<Item = &Model> {
+        self.front.ports.models.iter().filter(|model| model.offer.is_for(&self.principal.tenant))
+    }
+
+    /// The model called `id`. One that is offered to others alone is as unknown as one that does not exist.
+    pub(crate) fn find(&self, id: &str) -> Result<&Model, ApiError> {
+        self.models().find(|model| model.id() == id).ok_or_else(|| ApiError::unknown_model(id))
+    }
+
+    /// The model called `id` if it does the task, or the first that does where none is named.
+    pub(crate) fn model<T: Served>(&self, id: Option<&str>) -> Result<ModelFor<'_, T>, ApiError> {
+        let Some(id) = id else {
+            let of_task = |model| Some(ModelFor { model, backend: T::unwrap(&model.backend)? });
+            return self.models().find_map(of_task).ok_or_else(|| ApiError::no_model(T::NAME));
+        };
+        let model = self.find(id)?;
+        let backend = T::unwrap(&model.backend).ok_or_else(|| ApiError::wrong_task(id, model.task(), T::NAME))?;
+        Ok(ModelFor { model, backend })
+    }
+
+    /// Asks a model, within the caller's limits, data policy and time; cancels when dropped.
+    pub(crate) async fn infer<T: Served>(
+        &self,
+        model: &ModelFor<'_, T>,
+        request: T::Request,
+    ) -> Result<Reply<T>, ApiError> {
+        let call = Call::begin(self)?;
+        Ok(call.cx.run(T::NAME, model.backend.infer(&call.cx, request)).await?)
+    }
+
+    /// Asks a model for its answer piece by piece. The request's time is for the beginning of the stream; the stream itself may take
+    /// [`stream_timeout`](crate::storefront::StorefrontLimits::stream_timeout). Dropping the stream cancels the call.
+    #[allow(dead_code, reason = "for the routes of streaming tasks")]
+    pub(crate) async fn stream<T: Served>(
+        &self,
+        model: &ModelFor<'_, T>,
+        request: T::Request,
+    ) -> Result<BoxStream<'static, Result<Event<T>>>, ApiError> {
+        let mut call = Call::begin(self)?;
+        let opening = call.cx.clone();
+        let late = self.front.limits().stream_timeout;
+        call.cx.deadline = Some(self.front.clock().monotonic().plus(late));
+        let events = opening.run(T::NAME, model.backend.stream(&call.cx, request)).await?;
+        Ok(call.watch(events, late))
+    }
+
+    /// The labels that judgments may have; `None` for any.
+    pub(crate) fn labels(&self) -> Option<&std::collections::BTreeSet<String>> {
+        self.front.ports.labels.as_ref()
+    }
+
+    /// The dataset that judgments go to, below the caller's tenant.
+    pub(crate) fn dataset(&self) -> Result<&DatasetName, ApiError> {
+        self.front.ports.judgments.as_ref().map(|(_, dataset)| dataset).ok_or_else(ApiError::not_found)
+    }
+
+    /// Records all judgments at once under the caller's tenant, so that a sink that commits groups needs one commit. One outcome for each.
+    pub(crate) async fn record(&self, judgments: Vec<Judgment>) -> Result<Vec<Result<()>>, ApiError> {
+        let (sink, dataset) = self.front.ports.judgments.as_ref().ok_or_else(ApiError::not_found)?;
+        let call = Call::begin(self)?;
+        let recordings = judgments.into_iter().map(|judgment| sink.record(&call.cx.tenant, dataset, judgment));
+        Ok(call.cx.run("record judgments", async { Ok(join_all(recordings).await) }).await?)
+    }
+}

@@ -1,0 +1,113 @@
+//! What a storefront holds, out of its handlers' reach: they get to models and sinks through [`Admitted`] alone, which knows the tenant.
+
+use std::{collections::BTreeSet, fmt, sync::Arc};
+
+use axum::http::HeaderMap;
+use hybrid_core::{Cancellation, Clock, DataPolicy, DatasetName, IdSource, JudgmentSink, Result, TenantId, Timestamp};
+use tokio::sync::Semaphore;
+
+mod admitted;
+mod call;
+mod identify;
+mod offer;
+
+pub(super) use admitted::Admitted;
+pub(super) use identify::{Identified, Refused};
+pub use offer::Offer;
+pub(super) use offer::{Model, Served};
+
+use super::{
+    StorefrontLimits,
+    identity::{Authenticator, Principal},
+};
+
+/// A storefront's ports. The field is private, and so out of the handlers' reach, on purpose.
+#[derive(Debug)]
+pub(super) struct Front {
+    ports: Ports,
+    slots: Arc<Semaphore>,
+    opened: Timestamp,
+    draining: Cancellation,
+    /// Who everybody is where nobody is asked.
+    anyone: Arc<Principal>,
+}
+
+/// What the builder collected.
+#[derive(Debug)]
+pub(super) struct Ports {
+    pub(super) tenant: TenantId,
+    pub(super) authenticators: Vec<Arc<dyn Authenticator>>,
+    pub(super) policy: DataPolicy,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) ids: Arc<dyn IdSource>,
+    pub(super) limits: StorefrontLimits,
+    pub(super) models: Vec<Model>,
+    pub(super) labels: Option<BTreeSet<String>>,
+    pub(super) judgments: Option<(Arc<dyn JudgmentSink>, DatasetName)>,
+    pub(super) checks: Vec<Check>,
+}
+
+/// A named condition of readiness.
+pub(super) struct Check {
+    pub(super) name: String,
+    pub(super) holds: Box<dyn Fn() -> Result<()> + Send + Sync>,
+}
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Check").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Front {
+    pub(super) fn new(ports: Ports) -> Self {
+        Self {
+            slots: Arc::new(Semaphore::new(ports.limits.requests.min(Semaphore::MAX_PERMITS))),
+            opened: ports.clock.now(),
+            draining: Cancellation::new(),
+            anyone: Arc::new(Principal::new(ports.tenant.clone(), "anyone")),
+            ports,
+        }
+    }
+
+    pub(super) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.ports.clock
+    }
+
+    pub(super) fn ids(&self) -> &dyn IdSource {
+        &*self.ports.ids
+    }
+
+    pub(super) fn limits(&self) -> &StorefrontLimits {
+        &self.ports.limits
+    }
+
+    /// Whether there is a model of the task, for whomever.
+    pub(super) fn serves<T: Served>(&self) -> bool {
+        self.ports.models.iter().any(|model| T::unwrap(&model.backend).is_some())
+    }
+
+    pub(super) fn takes_judgments(&self) -> bool {
+        self.ports.judgments.is_some()
+    }
+
+    pub(super) fn drain(&self) {
+        self.draining.cancel();
+    }
+
+    /// Why requests should not come here; nothing where they should.
+    pub(super) fn unready(&self) -> Vec<String> {
+        let failing = self
+            .ports
+            .checks
+            .iter()
+            .filter_map(|check| (check.holds)().err().map(|error| format!("{}: {}", check.name, error.message())));
+        let draining = self.draining.is_cancelled().then(|| "the storefront is shutting down".to_owned());
+        draining.into_iter().chain(failing).collect()
+    }
+
+    /// Who sends a request with these headers.
+    pub(super) async fn identify(&self, headers: &HeaderMap, query: Option<&str>) -> Result<Identified, Refused> {
+        identify::identify(self, headers, query).await
+    }
+}

@@ -1,0 +1,118 @@
+//! Who a request comes from.
+
+use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc};
+
+use async_trait::async_trait;
+use hybrid_core::{DataPolicy, Error, Result, TenantId};
+use serde::{Deserialize, Serialize};
+
+/// Says who sends a bearer token: the port between the storefront and whatever knows its customers.
+///
+/// A storefront may have several; they are asked in the order in which they were given.
+///
+/// # Behavior
+/// - `Ok(Some(principal))`: the token is genuine, in force, and `principal`'s. Its tenant is the tenant of everything the request does.
+/// - `Ok(None)`: this is no token of the kind that this authenticator knows; the next one is asked. When none is left the request is refused.
+/// - [`PermissionDenied`](hybrid_core::ErrorKind::PermissionDenied): a token of this kind that does not hold; nobody else is asked. The caller is
+///   shown the error's message, so it says no more than the holder of this very token may know.
+/// - Every other error means that it could not be found out: the caller is told to try again, and is let in nowhere.
+/// - The token is untrusted text of at most 16 KiB without blanks. It goes into no log and no error.
+///
+/// # Cancel safety
+/// The future may be dropped at any point, as when the client hangs up.
+#[async_trait]
+pub trait Authenticator: fmt::Debug + Send + Sync + 'static {
+    /// Who sends `token`.
+    async fn authenticate(&self, token: &str) -> Result<Option<Arc<Principal>>>;
+}
+
+/// Who a request comes from and what it may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Principal {
+    /// Whose data the request sees and makes.
+    pub tenant: TenantId,
+    /// Who within the tenant, such as a key's name or a token's subject; for logs and the audit, never a secret.
+    pub subject: String,
+    /// What it may do.
+    pub scopes: BTreeSet<Scope>,
+    /// Where its data may go, on top of the storefront's own policy: both must admit a place.
+    pub policy: DataPolicy,
+}
+
+impl Principal {
+    /// Somebody of `tenant` who may do everything and whose data is held to the storefront's policy alone.
+    pub fn new(tenant: TenantId, subject: impl Into<String>) -> Self {
+        Self { tenant, subject: subject.into(), scopes: Scope::ALL.into(), policy: DataPolicy::Anywhere }
+    }
+
+    /// The same with `scopes` alone.
+    #[must_use]
+    pub fn with_scopes(mut self, scopes: impl IntoIterator<Item = Scope>) -> Self {
+        self.scopes = scopes.into_iter().collect();
+        self
+    }
+}
+
+/// What a request may do; each [route](super::Storefront::routes) asks for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "&'static str", try_from = "String")]
+#[non_exhaustive]
+pub enum Scope {
+    /// `models.read`: see which models there are.
+    ModelsRead,
+    /// `inference`: ask models, which costs money.
+    Inference,
+    /// `judgments.write`: record what an expert decided.
+    JudgmentsWrite,
+    /// `jobs`: submit work to the kitchen and collect its results.
+    Jobs,
+    /// `files`: store files and read them.
+    Files,
+}
+
+impl Scope {
+    /// Every scope.
+    pub const ALL: [Self; 5] = [Self::ModelsRead, Self::Inference, Self::JudgmentsWrite, Self::Jobs, Self::Files];
+
+    /// The scope as it stands in a token or a key's record.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ModelsRead => "models.read",
+            Self::Inference => "inference",
+            Self::JudgmentsWrite => "judgments.write",
+            Self::Jobs => "jobs",
+            Self::Files => "files",
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Scope {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|scope| scope.as_str() == text).ok_or_else(|| {
+            Error::invalid("parse scope", "expected models.read, inference, judgments.write, jobs or files")
+                .with("found", format_args!("{text:?}"))
+        })
+    }
+}
+
+impl From<Scope> for &'static str {
+    fn from(scope: Scope) -> Self {
+        scope.as_str()
+    }
+}
+
+impl TryFrom<String> for Scope {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}

@@ -1,0 +1,100 @@
+//! Every route there is, with who may use it: the one table from which the router is built.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Router,
+    handler::Handler,
+    http::Method,
+    routing::{MethodRouter, get, post},
+};
+
+use super::{classify, front::Front, health, identity::Scope, judgments, models};
+
+/// A route of a storefront; [`Storefront::routes`](super::Storefront::routes) lists them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Route {
+    /// `GET` or `POST`.
+    pub method: Method,
+    /// The pattern, such as `/v1/models/{*id}`.
+    pub path: &'static str,
+    /// What a caller must be allowed to do; `None` for the probes, which anyone may call.
+    pub scope: Option<Scope>,
+}
+
+/// The routes that `front` offers. A route that is not here is not served; one without a scope is open to anyone.
+pub(super) fn table(front: &Front) -> Vec<(Route, MethodRouter<Arc<Front>>)> {
+    let mut table = vec![
+        open("/healthz", health::alive),
+        open("/readyz", health::ready),
+        read("/v1/models", Scope::ModelsRead, models::list),
+        read("/v1/models/{*id}", Scope::ModelsRead, models::get),
+    ];
+    if front.serves::<hybrid_core::task::Classify>() {
+        table.push(write("/v1/classify", Scope::Inference, classify::classify));
+    }
+    if front.takes_judgments() {
+        table.push(write("/v1/judgments", Scope::JudgmentsWrite, judgments::judge));
+    }
+    table
+}
+
+fn open<H: Handler<A, Arc<Front>>, A: 'static>(path: &'static str, handler: H) -> (Route, MethodRouter<Arc<Front>>) {
+    (Route { method: Method::GET, path, scope: None }, get(handler))
+}
+
+fn read<H: Handler<A, Arc<Front>>, A: 'static>(
+    path: &'static str,
+    scope: Scope,
+    handler: H,
+) -> (Route, MethodRouter<Arc<Front>>) {
+    (Route { method: Method::GET, path, scope: Some(scope) }, get(handler))
+}
+
+fn write<H: Handler<A, Arc<Front>>, A: 'static>(
+    path: &'static str,
+    scope: Scope,
+    handler: H,
+) -> (Route, MethodRouter<Arc<Front>>) {
+    (Route { method: Method::POST, path, scope: Some(scope) }, post(handler))
+}
+
+/// What the edge asks before it lets a request on.
+#[derive(Debug)]
+pub(super) enum Access {
+    /// Anyone may come.
+    Open,
+    /// Whoever is somebody may come, and must have the scope where there is one. Routes that do not exist are of this kind too: strangers do not
+    /// learn which do.
+    Known(Option<Scope>),
+}
+
+/// Who may use which route.
+#[derive(Debug, Default)]
+pub(super) struct Gate(BTreeMap<&'static str, Vec<(Method, Option<Scope>)>>);
+
+impl Gate {
+    pub(super) fn access(&self, method: &Method, path: Option<&str>) -> Access {
+        // Whoever may read a resource may ask for its head.
+        let method = if *method == Method::HEAD { &Method::GET } else { method };
+        let rules = path.and_then(|path| self.0.get(path)).map_or(&[][..], Vec::as_slice);
+        match rules.iter().find(|(known, _)| known == method) {
+            Some((_, None)) => Access::Open,
+            Some((_, scope)) => Access::Known(*scope),
+            // The wrong method on a probe reveals no more than the right one.
+            None if !rules.is_empty() && rules.iter().all(|(_, scope)| scope.is_none()) => Access::Open,
+            None => Access::Known(None),
+        }
+    }
+}
+
+/// The router of `front`'s table, and who may use which of its routes.
+pub(super) fn router(front: &Front) -> (Router<Arc<Front>>, Gate) {
+    let (mut router, mut gate) = (Router::new(), Gate::default());
+    for (Route { method, path, scope }, methods) in table(front) {
+        gate.0.entry(path).or_default().push((method, scope));
+        router = router.route(path, methods);
+    }
+    (router, gate)
+}
