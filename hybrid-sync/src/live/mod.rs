@@ -2,6 +2,7 @@
 //! two requests.
 
 mod builder;
+mod on_demand;
 mod refresh;
 mod serving;
 
@@ -24,6 +25,7 @@ use hybrid_core::{
 use tokio::sync::{Mutex, broadcast, watch};
 
 pub use builder::LiveModelBuilder;
+pub use on_demand::OnDemand;
 pub use refresh::Refresh;
 
 use self::{

@@ -1,5 +1,7 @@
 //! The live model: what customers see while versions come, fail and go.
 
+mod on_demand;
+
 use std::{
     path::Path,
     sync::{
