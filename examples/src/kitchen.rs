@@ -1,6 +1,6 @@
 //! The kitchen: a worker that trains, judges, publishes and releases on its own schedule, on a machine you own.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use clap::Parser;
 use hybrid_core::{Cancellation, Progress, ProgressEvent, Result};
@@ -9,15 +9,15 @@ use hybrid_sync::worker::{Worker, WorkerOptions};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 
-use crate::{site::Site, train_job::TrainHandler};
+use crate::{locations::Locations, site::Site, train_job::TrainHandler};
 
 /// Runs a kitchen on a site's queue and bucket.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 pub struct Args {
-    /// The folder of the site.
-    #[arg(long, default_value = ".hybrid")]
-    pub site: PathBuf,
+    /// Where the site is.
+    #[command(flatten)]
+    pub locations: Locations,
     /// This worker's name.
     #[arg(long, default_value = "kitchen-1")]
     pub name: String,
@@ -53,12 +53,12 @@ pub enum KitchenEvent {
 /// # Errors
 /// What keeps it from starting: a folder, a key, a device.
 pub async fn run(args: Args) -> Result<()> {
-    let site = Site::open(&args.site)?;
+    let site = Site::open(&args.locations).await?;
     let _lock = site.lock("kitchen")?;
     let progress: Arc<dyn Progress> = if args.events { Arc::new(EventLines) } else { Arc::new(LogLines) };
     let options =
         WorkerOptions { name: args.name, lease: Duration::from_millis(args.lease_ms), ..WorkerOptions::default() };
-    let worker = Worker::builder(site.queue()?, site.store()?)
+    let worker = Worker::builder(site.queue().await?, site.store())
         .clock(site.clock())
         .options(options)
         .progress(move |_job| Arc::clone(&progress))

@@ -1,11 +1,14 @@
 //! Reference apps, assembled from the public API of the hybrid crates alone: a storefront, a kitchen, and a quickstart that runs both through the
 //! whole loop on one machine.
 //!
-//! Read them in this order: [`site`] (where things lie), [`storefront`], [`kitchen`], [`train_job`] (train, judge, publish, release) and
+//! Read them in this order: [`locations`] and [`site`] (where things lie), [`storefront`], [`kitchen`], [`train_job`] (train, judge, publish, release) and
 //! [`quickstart`].
 
 pub mod data;
+#[cfg(feature = "lambda")]
+pub mod function;
 pub mod kitchen;
+pub mod locations;
 pub mod log;
 pub mod quickstart;
 pub mod site;

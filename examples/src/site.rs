@@ -1,4 +1,4 @@
-//! A site: everything that one deployment keeps in one folder when nothing else is configured.
+//! A site: everything that one deployment keeps, in one folder when nothing else is configured.
 
 use std::{
     fs::{File, TryLockError},
@@ -8,17 +8,15 @@ use std::{
 };
 
 use hybrid_core::{ArtifactStore, Clock, Error, ErrorKind, JobQueue, Result, Signer, SystemClock};
-use hybrid_local::{FolderStore, SqliteQueue, SqliteQueueOptions};
 use hybrid_sync::registry::{FileSigner, PublicKey, Trust};
 
-/// How often a job may be begun before it goes to the dead letters: training that survives a power cut wants some patience.
-const MAX_DELIVERIES: u32 = 20;
+use crate::locations::Locations;
 
 /// The folder of a site and what lies where in it.
 ///
 /// ```text
-/// artifacts/    the bucket: what the two halves share
-/// queue.db      the queue: the other thing they share
+/// artifacts/    the bucket: what the two halves share, unless it is elsewhere
+/// queue.db      the queue: the other thing they share, unless it is elsewhere
 /// keys/         builder and release key; only the kitchen has the private halves
 /// storefront/   outbox and model cache of the storefront
 /// kitchen/      scratch and model cache of the kitchen
@@ -26,19 +24,21 @@ const MAX_DELIVERIES: u32 = 20;
 #[derive(Clone, Debug)]
 pub struct Site {
     root: PathBuf,
+    locations: Locations,
+    store: Arc<dyn ArtifactStore>,
 }
 
 impl Site {
-    /// Opens the site at `root`, creating the folder if need be.
+    /// Opens the site at `locations`, creating its folder if need be.
     ///
     /// # Errors
-    /// [`PermissionDenied`](ErrorKind::PermissionDenied) or another kind that names the folder.
-    pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
-        let site = Self { root: root.into() };
-        for folder in [site.root.clone(), site.storefront(), site.kitchen(), site.keys()] {
-            make_folder(&folder)?;
+    /// [`PermissionDenied`](ErrorKind::PermissionDenied) or another kind that names the folder; those of [`Locations::open_store`].
+    pub async fn open(locations: &Locations) -> Result<Self> {
+        let root = locations.site.clone();
+        for folder in ["", "storefront", "kitchen", "keys"] {
+            make_folder(&root.join(folder))?;
         }
-        Ok(site)
+        Ok(Self { root, locations: locations.clone(), store: locations.open_store().await? })
     }
 
     /// Takes `name`'s lock until the file returned is dropped: one process at a time plays this part on a site.
@@ -70,22 +70,16 @@ impl Site {
     }
 
     /// The bucket.
-    ///
-    /// # Errors
-    /// Those of [`FolderStore::open`].
-    pub fn store(&self) -> Result<Arc<dyn ArtifactStore>> {
-        Ok(Arc::new(FolderStore::open(self.artifacts())?))
+    pub fn store(&self) -> Arc<dyn ArtifactStore> {
+        Arc::clone(&self.store)
     }
 
     /// The queue.
     ///
     /// # Errors
-    /// Those of [`SqliteQueue::open`].
-    pub fn queue(&self) -> Result<Arc<dyn JobQueue>> {
-        Ok(Arc::new(SqliteQueue::open(
-            self.root.join("queue.db"),
-            SqliteQueueOptions { max_deliveries: MAX_DELIVERIES, ..SqliteQueueOptions::default() },
-        )?))
+    /// Those of [`Locations::open_queue`].
+    pub async fn queue(&self) -> Result<Arc<dyn JobQueue>> {
+        self.locations.open_queue().await
     }
 
     /// The builder key and the release key, made when first asked for. Only the kitchen asks.
@@ -122,9 +116,9 @@ impl Site {
         &self.root
     }
 
-    /// The bucket's folder.
-    pub fn artifacts(&self) -> PathBuf {
-        self.root.join("artifacts")
+    /// Where its parts lie.
+    pub fn locations(&self) -> &Locations {
+        &self.locations
     }
 
     /// The storefront's folder.

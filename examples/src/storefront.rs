@@ -1,6 +1,6 @@
 //! The storefront: answers customers with the version in service, captures judgment, and picks new versions up by itself.
 
-use std::{fs::File, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs::File, net::SocketAddr, sync::Arc, time::Duration};
 
 use clap::Parser;
 use hybrid_cloud::storefront::Storefront as Http;
@@ -16,15 +16,15 @@ use hybrid_sync::{
 };
 use tokio::{net::TcpListener, sync::broadcast, task::JoinSet};
 
-use crate::{data::LABELS, kitchen::signals, site::Site};
+use crate::{data::LABELS, kitchen::signals, locations::Locations, site::Site};
 
 /// Serves a site's model over HTTP.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 pub struct Args {
-    /// The folder of the site.
-    #[arg(long, default_value = ".hybrid")]
-    pub site: PathBuf,
+    /// Where the site is.
+    #[command(flatten)]
+    pub locations: Locations,
     /// The model to serve, and the dataset that judgments go to.
     #[arg(long, default_value = "bakery")]
     pub model: ModelName,
@@ -71,10 +71,10 @@ impl Storefront {
         let folder = site.storefront();
         let outbox = Arc::new(SqliteOutbox::open(folder.join("outbox.db"))?);
         let writer = WriterId::new("storefront-1")?;
-        let capture = Arc::new(Capture::new(outbox, site.store()?, site.clock(), writer, CaptureOptions::default()));
+        let capture = Arc::new(Capture::new(outbox, site.store(), site.clock(), writer, CaptureOptions::default()));
 
         let loader = Arc::new(TextClassifierLoader::new(Device::cpu()));
-        let registry = Registry::new(site.store()?, Namespace::root());
+        let registry = Registry::new(site.store(), Namespace::root());
         let live = LiveModel::builder(
             registry,
             model.clone(),
@@ -190,7 +190,7 @@ impl Storefront {
 /// # Errors
 /// As [`Storefront::start`] and [`Storefront::stop`].
 pub async fn run(args: Args) -> Result<()> {
-    let site = Site::open(&args.site)?;
+    let site = Site::open(&args.locations).await?;
     let storefront = Storefront::start(&site, args.model, args.listen).await?;
     println!("http://{}", storefront.address());
     signals().await;

@@ -199,7 +199,7 @@ impl TrainHandler {
         make_folder(&cache)?;
         make_folder(&scratch)?;
         Ok(Self {
-            registry: Registry::new(site.store()?, Namespace::root()),
+            registry: Registry::new(site.store(), Namespace::root()),
             trainer: TextClassifierTrainer::new(device.clone()),
             loader: TextClassifierLoader::new(device),
             evaluator: Evaluator::classify(EvaluatorOptions::default())?,

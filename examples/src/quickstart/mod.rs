@@ -20,6 +20,7 @@ use self::{
 use crate::{
     data::Decided,
     kitchen::KitchenEvent,
+    locations::Locations,
     site::Site,
     storefront::Storefront,
     train_job::{self, TrainJob, TrainOutcome},
@@ -29,9 +30,9 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(version, about)]
 pub struct Args {
-    /// The folder of the site; run again in the same folder and it goes on from the version in service.
-    #[arg(long, default_value = ".hybrid")]
-    pub site: PathBuf,
+    /// Where the site is; run again in the same place and it goes on from the version in service.
+    #[command(flatten)]
+    pub locations: Locations,
     /// The folder of the bakery's messages.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data/bakery"))]
     pub data: PathBuf,
@@ -60,7 +61,7 @@ const CHAPTERS: [(&str, &str); 3] = [
 pub async fn run(args: Args) -> Result<Summary> {
     let start = std::time::Instant::now();
     let show = Arc::new(Show::default());
-    let site = Site::open(&args.site)?;
+    let site = Site::open(&args.locations).await?;
     let chapters = CHAPTERS
         .map(|(file, title)| Decided::read(&args.data.join(file)).map(|decided| (title, decided)))
         .into_iter()
@@ -73,7 +74,7 @@ pub async fn run(args: Args) -> Result<Summary> {
     kitchen.ready().await?;
     show.line("kitchen     a process of its own, sharing nothing with the storefront but a queue and a bucket");
 
-    let golden = train_job::store_golden(&*site.store()?, &TenantId::single(), &args.data.join("golden.jsonl")).await?;
+    let golden = train_job::store_golden(&*site.store(), &TenantId::single(), &args.data.join("golden.jsonl")).await?;
     let client = Client::new(format!("http://{}", storefront.address()))?;
     let questions = Decided::read(&args.data.join("honest.jsonl"))?.into_iter().map(|one| one.text).collect();
     let mut run =
@@ -103,9 +104,9 @@ pub async fn run_and_print(args: Args) -> Result<()> {
 }
 
 fn start_kitchen(args: &Args, show: &Arc<Show>) -> KitchenProcess {
-    let arguments = ["--events", "--until-input-ends", "--lease-ms", "2000", "--device", &args.device, "--site"];
+    let arguments = ["--events", "--until-input-ends", "--lease-ms", "2000", "--device", &args.device];
     let mut arguments: Vec<String> = arguments.map(str::to_owned).into();
-    arguments.push(args.site.display().to_string());
+    arguments.extend(args.locations.arguments());
     let show = Arc::clone(show);
     KitchenProcess::start(
         arguments,
@@ -165,7 +166,7 @@ impl Run {
 
     /// Sends a training job over all judgments but those set aside, and waits for its result.
     async fn train(&mut self) -> Result<TrainOutcome> {
-        let (store, queue, clock) = (self.site.store()?, self.site.queue()?, self.site.clock());
+        let (store, queue, clock) = (self.site.store(), self.site.queue().await?, self.site.clock());
         let tenant = TenantId::single();
         let history = train_job::history(&*store, &tenant, &self.model).await?;
         let mut dataset = DatasetRef::fix(&*store, &tenant, &DatasetName::new("bakery")?).await?;
@@ -221,10 +222,10 @@ impl Run {
         if restarts > 0 {
             self.show.line(format!("the kitchen died {restarts} times and went on each time"));
         }
-        let root = self.site.root().display();
+        let (bucket, queue) = self.site.locations().described();
         self.show.line(format!(
-            "\nLook around in {root}:\n  artifacts/channels/   what was in service when, signed\n  artifacts/manifests/  each version: files, lineage, verdict\n  \
-             artifacts/t/default/  judgments, job results, evaluation reports (report.md)\n  queue.db              the queue, empty now"
+            "\nLook around in {bucket}\n  channels/   what was in service when, signed\n  manifests/  each version: files, lineage, verdict\n  \
+             t/default/  judgments, job results, evaluation reports (report.md)\nThe queue is {queue}, empty now"
         ));
         Ok(summary)
     }

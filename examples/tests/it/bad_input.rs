@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path, process::Command};
 
+use hybrid_examples::{locations::Locations, site::Site};
+
 use crate::app;
 
 /// Runs the quickstart, which must fail, and answers with what it says.
@@ -35,10 +37,10 @@ fn a_site_that_is_a_file_is_named() {
     assert!(refused(&mut app::quickstart(&file)).contains(&file.display().to_string()));
 }
 
-#[test]
-fn two_quickstarts_in_one_folder_do_not_meet() {
+#[tokio::test]
+async fn two_quickstarts_in_one_folder_do_not_meet() {
     let folder = tempfile::tempdir().unwrap();
-    let site = hybrid_examples::site::Site::open(folder.path()).unwrap();
+    let site = Site::open(&Locations::folder(folder.path())).await.unwrap();
     let held = site.lock("storefront").unwrap();
     let said = refused(&mut app::quickstart(folder.path()));
     assert!(said.contains("another process") && said.contains(&folder.path().display().to_string()), "{said}");

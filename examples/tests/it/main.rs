@@ -6,4 +6,6 @@ mod app;
 mod bad_input;
 mod corpus;
 mod crash;
+#[cfg(feature = "lambda")]
+mod function;
 mod quickstart;

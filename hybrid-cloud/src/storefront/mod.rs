@@ -93,6 +93,8 @@ mod front;
 mod health;
 mod identity;
 mod judgments;
+#[cfg(feature = "lambda")]
+mod lambda;
 mod models;
 mod routes;
 mod serve;
@@ -101,6 +103,8 @@ pub use builder::{StorefrontBuilder, StorefrontLimits};
 pub use front::Offer;
 pub use identity::{Authenticator, Principal, Scope};
 pub use routes::Route;
+#[cfg(feature = "lambda")]
+pub use lambda::Answers;
 pub use serve::Drained;
 
 use front::Front;

@@ -1,0 +1,103 @@
+//! Where the halves meet: a bucket and a queue, in a folder or wherever a URL says.
+
+use std::{path::PathBuf, sync::Arc};
+
+use clap::Args;
+use hybrid_core::{ArtifactStore, Error, ErrorKind, JobQueue, Result};
+use hybrid_local::{FolderStore, SqliteQueue, SqliteQueueOptions};
+use url::Url;
+
+/// How often a job may be begun before it goes to the dead letters: training that survives a power cut wants some patience.
+const MAX_DELIVERIES: u32 = 20;
+
+/// The site's folder, and what lies elsewhere.
+#[derive(Clone, Debug, Args)]
+pub struct Locations {
+    /// The folder of the site: everything lies in it that is not said to be elsewhere.
+    #[arg(long, default_value = ".hybrid")]
+    pub site: PathBuf,
+    /// The bucket, such as s3://my-bucket/prefix?region=eu-central-1; for a server that is not AWS's, endpoint=http://… and path-style=true as well.
+    #[arg(long)]
+    pub artifacts: Option<Url>,
+    /// The queue, its URL with sqs in place of https, such as sqs://sqs.eu-central-1.amazonaws.com/123456789012/jobs; or endpoint=http://… as well.
+    #[arg(long)]
+    pub queue: Option<Url>,
+}
+
+impl Locations {
+    /// Everything in the folder `site`.
+    pub fn folder(site: impl Into<PathBuf>) -> Self {
+        Self { site: site.into(), artifacts: None, queue: None }
+    }
+
+    /// The same as arguments for another process.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["--site".to_owned(), self.site.display().to_string()];
+        for (flag, url) in [("--artifacts", &self.artifacts), ("--queue", &self.queue)] {
+            arguments.extend(url.iter().flat_map(|url| [flag.to_owned(), url.to_string()]));
+        }
+        arguments
+    }
+
+    /// Bucket and queue in words for people.
+    pub fn described(&self) -> (String, String) {
+        let place = |url: &Option<Url>, file| match url {
+            Some(url) => url.to_string(),
+            None => self.site.join(file).display().to_string(),
+        };
+        (place(&self.artifacts, "artifacts"), place(&self.queue, "queue.db"))
+    }
+
+    /// Opens the bucket.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a URL that names none, and those of the store.
+    pub async fn open_store(&self) -> Result<Arc<dyn ArtifactStore>> {
+        match &self.artifacts {
+            None => Ok(Arc::new(FolderStore::open(self.site.join("artifacts"))?)),
+            Some(url) if url.scheme() == "s3" => aws::store(url).await,
+            Some(url) if url.scheme() == "file" => match url.to_file_path() {
+                Ok(path) => Ok(Arc::new(FolderStore::open(path)?)),
+                Err(()) => Err(Error::invalid("open bucket", "the URL is not that of a folder here").with("url", url)),
+            },
+            Some(url) => Err(unknown("open bucket", url, "s3:// and file://")),
+        }
+    }
+
+    /// Opens the queue.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a URL that names none, and those of the queue.
+    pub async fn open_queue(&self) -> Result<Arc<dyn JobQueue>> {
+        let options = SqliteQueueOptions { max_deliveries: MAX_DELIVERIES, ..SqliteQueueOptions::default() };
+        match &self.queue {
+            None => Ok(Arc::new(SqliteQueue::open(self.site.join("queue.db"), options)?)),
+            Some(url) if url.scheme() == "sqs" => aws::queue(url).await,
+            Some(url) => Err(unknown("open queue", url, "sqs://")),
+        }
+    }
+}
+
+fn unknown(operation: &'static str, url: &Url, known: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidInput, operation, "no such kind of place; leave it out for the site's folder")
+        .with("url", url)
+        .with("known", known)
+}
+
+#[cfg(not(feature = "aws"))]
+mod aws {
+    use super::{Arc, ArtifactStore, Error, ErrorKind, JobQueue, Result, Url};
+
+    pub(super) async fn store(url: &Url) -> Result<Arc<dyn ArtifactStore>> {
+        Err(not_built("open bucket", url))
+    }
+
+    pub(super) async fn queue(url: &Url) -> Result<Arc<dyn JobQueue>> {
+        Err(not_built("open queue", url))
+    }
+
+    fn not_built(operation: &'static str, url: &Url) -> Error {
+        Error::new(ErrorKind::Unsupported, operation, "this program is built without AWS; build it with --features aws")
+            .with("url", url)
+    }
+}
