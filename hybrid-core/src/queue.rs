@@ -224,8 +224,8 @@ pub struct DeadLetter {
     pub group: Option<String>,
     /// When it was sent.
     pub sent: Timestamp,
-    /// When it died.
-    pub died: Timestamp,
+    /// When it died, where the queue knows.
+    pub died: Option<Timestamp>,
     /// How many deliveries it had.
     pub attempts: u32,
 }

@@ -270,7 +270,7 @@ impl DeadLetters for MemoryQueue {
                 body: message.new.body.clone(),
                 group: message.new.group.clone(),
                 sent: message.sent,
-                died: *died,
+                died: Some(*died),
                 attempts: message.attempts,
             })
             .collect())

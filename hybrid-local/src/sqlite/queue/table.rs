@@ -227,7 +227,7 @@ impl Table {
                 body: row.get(5)?,
                 group: row.get(4)?,
                 sent: Timestamp::from_unix_micros(row.get(3)?),
-                died: Timestamp::from_unix_micros(row.get(1)?),
+                died: Some(Timestamp::from_unix_micros(row.get(1)?)),
                 attempts: row.get(2)?,
             })
         };
