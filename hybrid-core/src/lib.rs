@@ -8,6 +8,7 @@
 //! | [`JobQueue`] | at-least-once delivery under leases | [`memory::MemoryQueue`] |
 //! | [`InferenceBackend`] | a model that answers requests of one [`Task`] | [`memory::ScriptedBackend`] |
 //! | [`Trainer`] | plan in, candidate out | |
+//! | [`VectorIndex`] | embeddings of a tenant, and the nearest of them | [`memory::MemoryVectorIndex`] |
 //! | [`Outbox`], [`JudgmentSink`], [`Clock`], [`IdSource`], [`Signer`], [`ModelLoader`], [`Progress`] | the smaller ones | |
 //!
 //! This crate knows no cloud provider, no tensor library, no database, no file system and no runtime.
@@ -33,6 +34,7 @@ mod store;
 pub mod task;
 mod time;
 mod trainer;
+pub mod vector;
 mod verdict;
 
 #[cfg(feature = "conformance")]
@@ -64,4 +66,8 @@ pub use store::{
 };
 pub use time::{Clock, IdSource, ManualClock, Monotonic, SeededIds, SystemClock, SystemIds, Timestamp};
 pub use trainer::{BaseModel, Candidate, CandidateFile, CandidateOutput, TrainPlan, TrainRun, Trainer, TrainerProfile};
+pub use vector::{
+    Neighbor, VectorGuarantees, VectorIndex, VectorIndexExt, VectorKey, VectorProfile, VectorQuery, VectorRecord,
+    VectorSchema,
+};
 pub use verdict::{Interval, Verdict, VerdictRecord};

@@ -10,6 +10,7 @@
 //! | [`InferenceBackend`](crate::InferenceBackend) | [`inference::run`] | [`inference::InferenceHarness`] |
 //! | [`Trainer`](crate::Trainer) | [`trainer::run`] | [`trainer::TrainerHarness`] |
 //! | [`Outbox`](crate::Outbox) | [`outbox::run`] | [`outbox::OutboxHarness`] |
+//! | [`VectorIndex`](crate::VectorIndex) | [`vectors::run`] | [`vectors::VectorHarness`] |
 //!
 //! ```
 //! use std::sync::Arc;
@@ -37,6 +38,7 @@ pub mod inference;
 pub mod outbox;
 pub mod queue;
 pub mod trainer;
+pub mod vectors;
 
 use std::{fmt, panic::AssertUnwindSafe, time::Duration};
 

@@ -4,8 +4,10 @@ mod backend;
 mod outbox;
 mod queue;
 mod store;
+mod vectors;
 
 pub use backend::ScriptedBackend;
 pub use outbox::MemoryOutbox;
 pub use queue::{MemoryQueue, MemoryQueueOptions};
 pub use store::MemoryStore;
+pub use vectors::MemoryVectorIndex;

@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use hybrid_core::{
     ArtifactStore, BackendProfile, Currency, DeadLetters, InferenceBackend, JobQueue, Key, Limits, Locality,
-    ManualClock, Money, Outbox, Price, Result, ServedModel, TrainPlan, Trainer,
+    ManualClock, Money, Outbox, Price, Result, ServedModel, TrainPlan, Trainer, VectorIndex, VectorSchema,
     conformance::{
         Outcome, Report,
         artifacts::{self, ArtifactHarness},
@@ -17,8 +17,9 @@ use hybrid_core::{
         outbox::{self, OutboxHarness},
         queue::{self, QueueHarness, QueueUnderTest},
         trainer::{self, TrainerHarness},
+        vectors::{self, VectorHarness},
     },
-    memory::{MemoryOutbox, MemoryQueue, MemoryQueueOptions, MemoryStore, ScriptedBackend},
+    memory::{MemoryOutbox, MemoryQueue, MemoryQueueOptions, MemoryStore, MemoryVectorIndex, ScriptedBackend},
     task::{Classification, Classify, ClassifyRequest, ClassifyResponse, LabelScore},
 };
 use serde_json::json;
@@ -26,8 +27,8 @@ use tempfile::TempDir;
 
 use crate::{
     broken::{
-        BackendFault, BrokenBackend, BrokenDeadLetters, BrokenOutbox, BrokenQueue, BrokenStore, OutboxFault,
-        QueueFault, StoreFault,
+        BackendFault, BrokenBackend, BrokenDeadLetters, BrokenOutbox, BrokenQueue, BrokenStore, BrokenVectorIndex,
+        OutboxFault, QueueFault, StoreFault, VectorFault,
     },
     toy::{self, Toy},
 };
@@ -69,6 +70,13 @@ async fn a_small_trainer_keeps_the_contract() {
     let report = trainer::run(&Trainers::new(Toy::default())).await;
     report.assert();
     assert_eq!(skipped(&report), [""; 0]);
+}
+
+#[tokio::test]
+async fn the_memory_vector_index_keeps_the_contract() {
+    let report = vectors::run(&VectorIndexes::default()).await;
+    report.assert();
+    assert_eq!(skipped(&report), ["a_restart_keeps_records"]);
 }
 
 fn skipped(report: &Report) -> Vec<&'static str> {
@@ -215,6 +223,31 @@ impl OutboxHarness for Outboxes {
             None => Ok(None),
             // What is in memory is gone.
             Some(_) => self.outbox().await.map(Some),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct VectorIndexes {
+    pub(crate) fault: Option<VectorFault>,
+}
+
+#[async_trait]
+impl VectorHarness for VectorIndexes {
+    async fn index(&self, schema: VectorSchema) -> Result<Arc<dyn VectorIndex>> {
+        let memory = MemoryVectorIndex::new(schema);
+        Ok(match self.fault {
+            None => Arc::new(memory),
+            Some(fault) => BrokenVectorIndex::new(memory, fault),
+        })
+    }
+
+    async fn restart(&self, index: Arc<dyn VectorIndex>) -> Result<Option<Arc<dyn VectorIndex>>> {
+        match self.fault {
+            None => Ok(None),
+            // What is in memory is gone.
+            Some(VectorFault::ForgetsOnRestart) => self.index(index.profile().schema.clone()).await.map(Some),
+            Some(_) => Ok(Some(index)),
         }
     }
 }

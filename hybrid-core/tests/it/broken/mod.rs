@@ -6,6 +6,7 @@ mod outbox;
 mod queue;
 mod store;
 mod trainer;
+mod vectors;
 
 use std::{collections::BTreeSet, fmt::Debug};
 
@@ -16,6 +17,7 @@ pub(crate) use outbox::{BrokenOutbox, OutboxFault};
 pub(crate) use queue::{BrokenDeadLetters, BrokenQueue, QueueFault};
 pub(crate) use store::{BrokenStore, StoreFault};
 pub(crate) use trainer::TrainerFault;
+pub(crate) use vectors::{BrokenVectorIndex, VectorFault};
 
 /// A fault with the cases that are to notice it.
 type Planted<F> = (F, &'static [&'static str]);
