@@ -51,6 +51,11 @@ pub(super) fn open(
     Ok(connection)
 }
 
+/// Makes the connection overwrite what it deletes with zeros. Copies in the log and in rearranged pages are the business of [`Access`](super::writer::Access).
+pub(super) fn erase_what_is_deleted(db: &Connection, path: &Path) -> Result<()> {
+    db.pragma_update(None, "secure_delete", true).map_err(|error| explain("open database", path, &error))
+}
+
 /// The inner result is a file that is not ours to touch.
 fn try_open(
     path: &Path,

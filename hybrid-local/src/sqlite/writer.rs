@@ -20,12 +20,16 @@ use super::database::{explain, is_fatal};
 const MAX_BATCH: usize = 256;
 
 /// Whether a call changes the database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Access {
     /// It does not: a transaction of such calls alone takes no lock that others wait for.
     Read,
     /// It does, and is durable when answered.
     Write,
+    /// As [`Write`](Self::Write), and when answered the log holds no copy of what it has removed.
+    Erase,
+    /// As [`Erase`](Self::Erase), and the file has been written anew: where SQLite has moved rows between pages, `secure_delete` leaves copies in the pages' unused room.
+    Rewrite,
 }
 
 /// The way to the thread. The thread ends, and closes the database, when the last clone is gone and what was asked is done.
@@ -100,23 +104,30 @@ fn serve(db: &Connection, incoming: &mpsc::Receiver<Box<dyn Job>>, path: &Path) 
             give_space_back(db);
         }
         let run_alone = is_full || batch.len() > 1 && outcome.as_ref().is_err_and(|error| !is_fatal(error));
+        // One cleaning, the most thorough that is asked for, serves all of the batch.
+        let wanted = batch.iter().map(|job| job.access()).max();
+        let mut cleaned = None;
         for mut job in batch.drain(..) {
-            if run_alone {
-                let outcome = commit(db, std::slice::from_mut(&mut job));
-                job.finish(outcome.as_ref().copied(), path);
-            } else {
-                job.finish(outcome.as_ref().copied(), path);
+            let alone = run_alone.then(|| commit(db, std::slice::from_mut(&mut job)));
+            let mut outcome = alone.as_ref().unwrap_or(&outcome).as_ref().copied();
+            if job.access() >= Access::Erase && outcome.is_ok() {
+                if run_alone || cleaned.is_none() {
+                    let thorough = if run_alone { Some(job.access()) } else { wanted };
+                    cleaned = Some(clean(db, thorough == Some(Access::Rewrite)));
+                }
+                outcome = cleaned.as_ref().map_or(outcome, |cleaned| cleaned.as_ref().copied());
             }
+            job.finish(outcome, path);
         }
     }
 }
 
 /// Runs the jobs in one transaction.
 fn commit(db: &Connection, jobs: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
-    let begin = match jobs.iter().map(|job| job.access()).find(|access| *access == Access::Write) {
-        Some(_) => "BEGIN IMMEDIATE",
-        None if jobs.is_empty() => return Ok(()),
-        None => "BEGIN",
+    let begin = match jobs.iter().all(|job| job.access() == Access::Read) {
+        false => "BEGIN IMMEDIATE",
+        true if jobs.is_empty() => return Ok(()),
+        true => "BEGIN",
     };
     run(db, begin)?;
     let outcome = jobs.iter_mut().try_for_each(|job| job.run(db)).and_then(|()| run(db, "COMMIT"));
@@ -125,6 +136,19 @@ fn commit(db: &Connection, jobs: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
         run(db, "ROLLBACK")?;
     }
     outcome
+}
+
+/// Moves what the log holds into the database and cuts it off. A reader of another process that still needs the log makes it busy.
+fn clean(db: &Connection, rewrite: bool) -> rusqlite::Result<()> {
+    if rewrite {
+        run(db, "VACUUM")?;
+    }
+    let is_busy: bool = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get(0))?;
+    if is_busy {
+        let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+        return Err(rusqlite::Error::SqliteFailure(busy, Some("the log still holds copies".to_owned())));
+    }
+    Ok(())
 }
 
 /// On a full disk the log's own space may be what is missing: moves what it holds into the database and cuts it off.
