@@ -7,6 +7,13 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `storefront` | yes | [`storefront`]: the HTTP surface as an axum `Router` from a builder over ports, and a server for it |
+//! | `aws` | no | [`aws`]: region, endpoint, credentials, retries and time limits that the AWS adapters share |
+//! | `sso` | no | profiles that log in by AWS IAM Identity Center, or whose credentials another program gives |
+//! | `testkit` | no | [`testkit`]: real protocol servers and a proxy that breaks connections, for tests |
 
+#[cfg(feature = "aws")]
+pub mod aws;
 #[cfg(feature = "storefront")]
 pub mod storefront;
+#[cfg(feature = "testkit")]
+pub mod testkit;

@@ -3,3 +3,5 @@
 
 #[cfg(feature = "storefront")]
 mod storefront;
+#[cfg(feature = "testkit")]
+mod testkit;
