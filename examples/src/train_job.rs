@@ -22,7 +22,10 @@ use hybrid_local::{
 };
 use hybrid_sync::{
     job::{JobResult, Outcome, read_result},
-    registry::{Draft, FetchOptions, FileSigner, Namespace, PublishOptions, Registry, Release, Trust},
+    registry::{
+        Draft, FetchOptions, FileSigner, InUse, Namespace, PublishOptions, Registry, Release, Trust, hold_versions,
+        prune_cache,
+    },
     worker::{JobContext, JobHandler, Resource},
 };
 use serde::{Deserialize, Serialize};
@@ -184,6 +187,7 @@ struct Incumbent {
     digest: Digest,
     manifest: Manifest,
     backend: Arc<dyn InferenceBackend<Classify>>,
+    _in_use: InUse,
 }
 
 impl TrainHandler {
@@ -229,7 +233,10 @@ impl TrainHandler {
         let options = FetchOptions { cancel: cx.cancel.clone(), ..FetchOptions::default() };
         let fetched = self.registry.fetch(digest, &self.trust, &self.cache, options).await?;
         let backend = self.loader.load(&fetched.manifest, digest, &fetched.folder).await?;
-        Ok(Some(Incumbent { digest, manifest: fetched.manifest, backend }))
+        // The kitchen needs no version but the one in service: the cache keeps that and lets the others go.
+        hold_versions(&self.cache, "kitchen", &[digest]).await?;
+        prune_cache(&self.cache).await?;
+        Ok(Some(Incumbent { digest, manifest: fetched.manifest, backend, _in_use: fetched.in_use }))
     }
 
     /// Judges a candidate before it has a manifest of its own.

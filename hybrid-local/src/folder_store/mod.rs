@@ -1,5 +1,6 @@
 //! An artifact store in a folder: see [`FolderStore`].
 
+mod cached;
 mod root;
 mod temp;
 mod walk;
@@ -64,7 +65,8 @@ use walk::Walk;
 /// - A delete that a power failure undoes is left to the next collection.
 ///
 /// The file system must have hard links ([`Unsupported`](hybrid_core::ErrorKind::Unsupported) otherwise), as ext4, XFS, btrfs, ZFS, tmpfs and APFS do. Calls need a tokio
-/// runtime, on whose blocking threads the file work runs: one hop a call, one for some hundred objects in a listing.
+/// runtime, on whose blocking threads the file work runs: one hop a call, one for some hundred objects in a listing, none for a small object that Linux
+/// has in memory.
 #[derive(Clone)]
 pub struct FolderStore {
     inner: Arc<Inner>,
@@ -126,6 +128,9 @@ impl ArtifactStore for FolderStore {
     }
 
     async fn read(&self, key: &Key, options: ReadOptions) -> Result<Bytes> {
+        if let Some(found) = cached::read(&self.inner.root, key, &options) {
+            return found;
+        }
         let key = key.clone();
         self.blocking(move |inner| inner.read(&key, options)).await
     }

@@ -10,7 +10,7 @@ use hybrid_core::{ChannelName, Clock, IdSource, ModelLoader, ModelName, Result, 
 use tokio::sync::{Mutex, broadcast, watch};
 
 use super::{LiveModel, LiveStatus, Shared, idle_profile, refresh::Follower};
-use crate::registry::{ChannelReader, FileFloor, FloorStore, Registry, Trust};
+use crate::registry::{ChannelReader, FileFloor, FloorStore, Registry, Trust, held_versions};
 
 /// Sets up a [`LiveModel`].
 #[derive(Debug)]
@@ -126,6 +126,14 @@ impl<T: Task> LiveModelBuilder<T> {
                 Arc::new(FileFloor::new(cache.join(format!("{model}.{channel}.floor.json"))))
             }
         };
+        let holder = format!("{model}.{channel}");
+        let held = match held_versions(&cache, &holder).await {
+            Ok(held) => held,
+            Err(error) => {
+                tracing::warn!(%error, "a list of versions to keep is lost; the cache is pruned once it is written anew");
+                Vec::new()
+            }
+        };
         let reader = ChannelReader::open(registry.channel(&model, &channel), &trust, floor, Arc::clone(&clock)).await?;
         let seed = ids.next_uuid().as_u64_pair().1;
         let follower = Follower {
@@ -139,6 +147,9 @@ impl<T: Task> LiveModelBuilder<T> {
             warm_up,
             poll_interval,
             failed: HashMap::new(),
+            holder,
+            held,
+            unpruned: true,
         };
         let shared = Arc::new(Shared {
             idle: Arc::new(idle_profile(&model)),

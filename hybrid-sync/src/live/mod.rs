@@ -42,6 +42,8 @@ use crate::Backoff;
 /// - A version that does not verify, load or warm up is reported, remembered, and tried again only after growing waits; the version before stays.
 /// - Before a first version, requests get [`Unavailable`](hybrid_core::ErrorKind::Unavailable).
 /// - After a restart the version that was in service is served from the cache, verified again, also when the store cannot be reached.
+/// - The cache keeps the version in service, the one before it, and the one that the channel names; all others go, unless another process on the
+///   same cache needs them (see [`prune_cache`](crate::registry::prune_cache)).
 /// - When the channel's newest statement has expired, replies carry the note `stale`; with
 ///   [`require_fresh`](LiveModelBuilder::require_fresh), requests are refused instead.
 ///
@@ -139,6 +141,7 @@ impl<T: Task> LiveModel<T> {
             Err(error) => Some(error.to_string()),
         };
         self.shared.note_outcome(&follower, trouble);
+        follower.prune(&self.shared).await;
         result
     }
 

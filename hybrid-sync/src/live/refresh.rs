@@ -15,7 +15,9 @@ use super::{
     LiveEvent, LiveVersion, Shared,
     serving::{Lease, Serving},
 };
-use crate::registry::{ChannelReader, FetchOptions, Fetched, Floor, Registry, Trust};
+use crate::registry::{
+    ChannelReader, FetchOptions, Fetched, Floor, Pruned, Registry, Trust, hold_versions, prune_cache,
+};
 
 /// A version that has failed is left alone for at most this long.
 const LONGEST_HOLD: Duration = Duration::from_secs(60 * 60);
@@ -68,6 +70,12 @@ pub(super) struct Follower<T: Task> {
     pub(super) warm_up: Option<T::Request>,
     pub(super) poll_interval: Duration,
     pub(super) failed: HashMap<Digest, Failure>,
+    /// Under which name the versions to keep are written down in the cache.
+    pub(super) holder: String,
+    /// Those versions as last written: the one in service, the one before, the one that is wanted.
+    pub(super) held: Vec<Digest>,
+    /// Something may have come into the cache since it was pruned.
+    pub(super) unpruned: bool,
 }
 
 pub(super) struct Failure {
@@ -136,8 +144,10 @@ impl<T: Task> Follower<T> {
         }
     }
 
-    async fn put_in_service(&self, manifest: Digest, shared: &Shared<T>) -> Result<Refresh> {
+    async fn put_in_service(&mut self, manifest: Digest, shared: &Shared<T>) -> Result<Refresh> {
         let started = self.clock.monotonic();
+        self.unpruned = true;
+        self.hold(shared, Some(manifest)).await;
         let fetched = self.registry.fetch(manifest, &self.trust, &self.cache, FetchOptions::default()).await?;
         let fetched_at = self.clock.monotonic();
         let serving = self.load(&fetched, shared).await?;
@@ -156,7 +166,7 @@ impl<T: Task> Follower<T> {
     }
 
     async fn load(&self, fetched: &Fetched, shared: &Shared<T>) -> Result<Serving<T>> {
-        let Fetched { folder, digest, manifest, .. } = fetched;
+        let Fetched { folder, digest, manifest, in_use, .. } = fetched;
         let operation = "load version";
         if manifest.model != shared.model {
             return Err(Error::untrusted(operation, "the channel names a version of another model")
@@ -180,7 +190,44 @@ impl<T: Task> Follower<T> {
             let cx = cx.with_timeout(WARM_UP_LIMIT);
             cx.run("warm up version", backend.infer(&cx, request.clone())).await?;
         }
-        Ok(Serving { version: LiveVersion { version: manifest.version, manifest: *digest }, backend })
+        let version = LiveVersion { version: manifest.version, manifest: *digest };
+        Ok(Serving { version, backend, _in_use: in_use.clone() })
+    }
+
+    /// Prunes the cache if something may have come into it. The version in service is not worse for it if that fails.
+    pub(super) async fn prune(&mut self, shared: &Shared<T>) {
+        if !std::mem::take(&mut self.unpruned) {
+            return;
+        }
+        self.hold(shared, self.reader.floor().map(|floor| floor.manifest)).await;
+        match prune_cache(&self.cache).await {
+            Ok(pruned) if pruned == Pruned::default() => {}
+            Ok(Pruned { versions, bytes }) => {
+                tracing::info!(cache = %self.cache.display(), versions = versions.len(), bytes, "removed versions that nobody needs");
+            }
+            Err(error) => tracing::warn!(%error, "the cache could not be pruned"),
+        }
+    }
+
+    /// Writes down which versions this model needs: the one in service, the one before it, and the one that is wanted.
+    async fn hold(&mut self, shared: &Shared<T>, wanted: Option<Digest>) {
+        let serving = shared.current.load().as_ref().map(|serving| serving.version.manifest);
+        // Not in service yet, after a restart, is not the same as never.
+        let serving = serving.or_else(|| self.reader.floor().and_then(|floor| floor.serving));
+        let before = self.held.iter().copied().find(|held| Some(*held) != serving);
+        let mut needed = Vec::with_capacity(3);
+        for version in [serving, before, wanted].into_iter().flatten() {
+            if !needed.contains(&version) {
+                needed.push(version);
+            }
+        }
+        if needed == self.held {
+            return;
+        }
+        match hold_versions(&self.cache, &self.holder, &needed).await {
+            Ok(()) => self.held = needed,
+            Err(error) => tracing::warn!(%error, "the versions to keep could not be written down"),
+        }
     }
 
     fn remember(&mut self, manifest: Digest, error: &Error) {

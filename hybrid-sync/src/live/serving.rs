@@ -5,12 +5,15 @@ use std::sync::Arc;
 use hybrid_core::{InferenceBackend, Task};
 
 use super::LiveVersion;
+use crate::registry::InUse;
 
 /// A loaded version.
 #[derive(Debug)]
 pub(super) struct Serving<T: Task> {
     pub(super) version: LiveVersion,
     pub(super) backend: Arc<dyn InferenceBackend<T>>,
+    /// A backend may read its files at any time.
+    pub(super) _in_use: InUse,
 }
 
 /// Keeps a version alive for one request. Whoever gives back the last lease has the version dropped on a thread that may block.

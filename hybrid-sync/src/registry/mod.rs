@@ -31,7 +31,7 @@ use hybrid_core::{
 };
 
 pub use channel::{Channel, ChannelReader, FileFloor, Floor, FloorStore, Head, Look, MemoryFloor, Release, Statement};
-pub use fetch::{FetchOptions, Fetched};
+pub use fetch::{FetchOptions, Fetched, InUse, Pruned, held_versions, hold_versions, prune_cache};
 pub use key::{FileSigner, PublicKey};
 pub use oms::{VerifiedFolder, sign_folder, verify_folder};
 pub use publish::{Draft, PublishOptions, Published};

@@ -9,10 +9,13 @@ use std::{
 
 use hybrid_core::{Digest, Error, FileName, Manifest, Result};
 
-use super::super::{
-    MANIFEST_FILE, SIGNATURE_FILE,
-    files::{digest_file, in_the_way, io_error, make_folders, open_own, place, read_small, sync_folder, walk},
-    oms::MAX_BUNDLE,
+use super::{
+    super::{
+        MANIFEST_FILE, SIGNATURE_FILE,
+        files::{digest_file, in_the_way, io_error, make_folders, open_own, place, read_small, sync_folder, walk},
+        oms::MAX_BUNDLE,
+    },
+    InUse,
 };
 
 /// The cache folder with the version that is asked for.
@@ -47,17 +50,18 @@ impl Cache {
     pub(super) fn try_lock(&self) -> Result<Option<File>> {
         // The cache folder itself is the deployment's choice and may lie behind a symlink.
         fs::create_dir_all(&self.root).map_err(|error| io_error("create cache folder", &self.root, error))?;
-        let path = self.root.join(format!("{}.lock", self.digest));
-        let failed = |error| io_error("lock version", &path, error);
-        if fs::symlink_metadata(&path).is_ok_and(|meta| !meta.is_file()) {
-            return Err(in_the_way(&path));
-        }
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(failed(error)),
-        }
+        let _open = gate(&self.root)?;
+        let path = lock_of(&self.root, &self.digest);
+        let file = open_lock(&path)?;
+        Ok(try_lock(&file, &path)?.then_some(file))
+    }
+
+    /// Keeps the version from being pruned. The version's lock must be held, so that nobody is about to prune it.
+    pub(super) fn use_version(&self) -> Result<InUse> {
+        let path = use_of(&self.root, &self.digest);
+        let file = open_lock(&path)?;
+        file.lock_shared().map_err(|error| io_error("use version", &path, error))?;
+        Ok(InUse::new(file))
     }
 
     /// Whether the version's folder is there.
@@ -175,12 +179,48 @@ impl Partial {
     }
 }
 
+/// The lock under which lock files are opened; who prunes holds it alone, because a lock on a file that has lost its name locks nothing.
+pub(super) const GATE: &str = "cache.lock";
+
+/// Keeps lock files where they are until the gate is dropped. Waits for at most a few renames.
+pub(super) fn gate(root: &Path) -> Result<File> {
+    let path = root.join(GATE);
+    let file = open_lock(&path)?;
+    file.lock_shared().map_err(|error| io_error("lock cache", &path, error))?;
+    Ok(file)
+}
+
+pub(super) fn lock_of(root: &Path, digest: &Digest) -> PathBuf {
+    root.join(format!("{digest}.lock"))
+}
+
+pub(super) fn use_of(root: &Path, digest: &Digest) -> PathBuf {
+    root.join(format!("{digest}.use"))
+}
+
+pub(super) fn open_lock(path: &Path) -> Result<File> {
+    if fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_file()) {
+        return Err(in_the_way(path));
+    }
+    let opened = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+    opened.map_err(|error| io_error("open lock", path, error))
+}
+
+/// Whether this call took the lock for itself alone.
+pub(super) fn try_lock(file: &File, path: &Path) -> Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(io_error("lock version", path, error)),
+    }
+}
+
 fn expected(manifest: &Manifest) -> BTreeSet<&str> {
     manifest.files.iter().map(|file| file.name.as_str()).chain([MANIFEST_FILE, SIGNATURE_FILE]).collect()
 }
 
 /// Removes a file, a symlink (not what it points to), or a folder with all that is in it.
-fn remove(path: &Path) -> Result<()> {
+pub(super) fn remove(path: &Path) -> Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),

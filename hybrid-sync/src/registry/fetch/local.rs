@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
-    io::{Read, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom},
     path::PathBuf,
 };
 
@@ -51,9 +51,14 @@ pub(super) fn index(cache: &Cache) -> HashMap<Digest, Place> {
 
 /// The bytes at a place, if they have the digest.
 pub(super) fn read_place(place: &Place, size: u64, digest: Digest) -> Option<Bytes> {
-    let mut file = open_plain(&place.path).ok()?;
-    file.seek(SeekFrom::Start(place.offset)).ok()?;
-    let mut bytes = Vec::with_capacity(usize::try_from(size).ok()?);
-    file.take(size).read_to_end(&mut bytes).ok()?;
-    (bytes.len() as u64 == size && Digest::of(&bytes) == digest).then(|| bytes.into())
+    read_at(place, size).ok().filter(|bytes| Digest::of(bytes) == digest)
+}
+
+/// The `size` bytes at a place.
+pub(super) fn read_at(place: &Place, size: u64) -> io::Result<Bytes> {
+    let mut file = open_plain(&place.path).map_err(io::Error::other)?;
+    file.seek(SeekFrom::Start(place.offset))?;
+    let mut bytes = Vec::with_capacity(usize::try_from(size).map_err(io::Error::other)?);
+    file.take(size).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 == size { Ok(bytes.into()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }

@@ -2,10 +2,12 @@
 
 mod folder;
 mod local;
+mod prune;
 mod writer;
 
 use std::{
     collections::HashMap,
+    fs::File,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -17,24 +19,28 @@ use std::{
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use hybrid_core::{
-    Cancellation, ChunkRef, Digest, Document, Error, FileName, MAX_OBJECT_BYTES, Manifest, NoProgress, Progress,
-    ProgressEvent, Result,
+    Cancellation, ChunkRef, Digest, Document, Error, FileEntry, FileName, MAX_OBJECT_BYTES, Manifest, NoProgress,
+    Progress, ProgressEvent, Result,
 };
 use tokio::sync::mpsc;
 
+pub use self::prune::{InUse, Pruned, held_versions, hold_versions, prune_cache};
 use self::{
     folder::{Cache, Partial},
     local::{Place, read_place},
-    writer::{Piece, write_files},
+    writer::{Piece, blame, flush_files, hash_files, write_files},
 };
 use super::{MANIFEST_FILE, Registry, SIGNATURE_FILE, Trust, check_complete, files::blocking, oms};
 
 const FETCH: &str = "fetch version";
 
+/// Chunks that wait for each of the threads behind a download.
+const QUEUED_CHUNKS: usize = 4;
+
 /// How to fetch.
 #[derive(Clone, Debug)]
 pub struct FetchOptions {
-    /// Chunks read and verified at once. Memory is bounded by about this many chunks of at most 16 MiB.
+    /// Chunks read at once. Memory is bounded by about this many chunks of at most 16 MiB.
     pub parallelism: usize,
     /// Gets the stage `fetch`, in bytes.
     pub progress: Arc<dyn Progress>,
@@ -50,7 +56,7 @@ impl Default for FetchOptions {
 }
 
 /// A version on this machine: verified, complete, durable.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Fetched {
     /// The version's folder: its files, [`MANIFEST_FILE`] and [`SIGNATURE_FILE`].
     pub folder: PathBuf,
@@ -62,11 +68,14 @@ pub struct Fetched {
     pub bytes_moved: u64,
     /// Chunk bytes that were on this machine already.
     pub bytes_reused: u64,
+    /// Keeps the folder from [`prune_cache`]: hold it while anything reads there.
+    pub in_use: InUse,
 }
 
 impl Registry {
     /// Brings a version to `<cache>/<digest>/` and verifies all of it: the manifest by its digest, the signature by a trusted builder key, the
-    /// signed files against the manifest's, each chunk before it is written, each file as a whole.
+    /// signed files against the manifest's, and each file as a whole before any of them has its place. A file that is not the one signed is gone
+    /// through chunk by chunk, so that the error names the object, and the next fetch reads no other again.
     ///
     /// # Behavior
     /// - A version that is there already is verified again, every byte, and needs no store: what was fetched once can be served offline. If it is
@@ -74,6 +83,8 @@ impl Registry {
     /// - Chunks found in the cache's other versions are copied, verified on the way.
     /// - Work in progress lies in `<cache>/<digest>.partial/`; a fetch that was interrupted goes on there. Activation is one rename.
     /// - Several fetches of one version wait for each other, across processes.
+    /// - The version stays in the cache while a clone of [`Fetched::in_use`] is held or a holder has [written it down](hold_versions); whoever
+    ///   [prunes](prune_cache) the cache may remove it otherwise.
     /// - Below the cache folder nothing is written through a symlink or into a file that has a second name.
     ///
     /// # Errors
@@ -98,16 +109,22 @@ impl Registry {
     async fn fetch_all(&self, digest: Digest, trust: &Trust, cache: &Path, options: FetchOptions) -> Result<Fetched> {
         let FetchOptions { parallelism, progress, cancel: _ } = options;
         let cache = Cache::new(cache, digest);
-        let _lock = self.lock(&cache).await?;
-        let manifest = match self.active(&cache, trust).await? {
+        let lock = Arc::new(self.lock(&cache).await?);
+        let in_use = locked(&lock, {
+            let cache = cache.clone();
+            move || cache.use_version()
+        })
+        .await?;
+        let manifest = match active(&lock, &cache, trust).await? {
             Some(manifest) => {
                 let bytes_reused = manifest.files.iter().map(|file| file.size).sum();
-                return Ok(Fetched { folder: cache.active(), digest, manifest, bytes_moved: 0, bytes_reused });
+                let folder = cache.active();
+                return Ok(Fetched { folder, digest, manifest, bytes_moved: 0, bytes_reused, in_use });
             }
             None => self.verified_manifest(digest, trust).await?,
         };
         let (manifest, bytes, bundle) = manifest;
-        let partial = blocking({
+        let partial = locked(&lock, {
             let (cache, manifest) = (cache.clone(), manifest.clone());
             move || Partial::open(&cache, &manifest)
         })
@@ -126,12 +143,13 @@ impl Registry {
             moved: AtomicU64::new(0),
             progress,
         };
-        download.all(&manifest, parallelism.max(1)).await?;
+        download.all(&lock, &manifest, parallelism.max(1)).await?;
         let moved = download.moved.into_inner();
         let total = download.total;
         let folder =
-            blocking(move || partial.activate(&cache, &[(MANIFEST_FILE, &bytes), (SIGNATURE_FILE, &bundle)])).await?;
-        Ok(Fetched { folder, digest, manifest, bytes_moved: moved, bytes_reused: total - moved })
+            locked(&lock, move || partial.activate(&cache, &[(MANIFEST_FILE, &bytes), (SIGNATURE_FILE, &bundle)]))
+                .await?;
+        Ok(Fetched { folder, digest, manifest, bytes_moved: moved, bytes_reused: total - moved, in_use })
     }
 
     /// Waits for other fetches of the same version. The operating system releases the lock of a process that dies.
@@ -143,26 +161,6 @@ impl Registry {
             }
             self.clock.sleep(Duration::from_millis(50)).await;
         }
-    }
-
-    /// The version's manifest if its folder is there and every byte of it holds; a damaged folder becomes work in progress again.
-    async fn active(&self, cache: &Cache, trust: &Trust) -> Result<Option<Manifest>> {
-        let (cache, keys) = (cache.clone(), trust.builders.clone());
-        blocking(move || {
-            if !cache.is_active()? {
-                return Ok(None);
-            }
-            let digest = cache.digest();
-            match cache.verify(|bytes, bundle| verify_manifest(digest, bytes, bundle, &keys)) {
-                Ok(manifest) => Ok(Some(manifest)),
-                Err(error) => {
-                    tracing::warn!(%digest, %error, "a version in the cache does not verify; it is fetched again");
-                    cache.deactivate()?;
-                    Ok(None)
-                }
-            }
-        })
-        .await
     }
 
     async fn verified_manifest(&self, digest: Digest, trust: &Trust) -> Result<(Manifest, Bytes, Bytes)> {
@@ -182,6 +180,37 @@ impl Registry {
         }
         Ok((manifest, bytes, bundle))
     }
+}
+
+/// Runs blocking work that keeps the version's lock until it has ended, also if the fetch that began it is dropped before.
+async fn locked<R: Send + 'static>(lock: &Arc<File>, work: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
+    let lock = Arc::clone(lock);
+    blocking(move || {
+        let result = work();
+        drop(lock);
+        result
+    })
+    .await
+}
+
+/// The version's manifest if its folder is there and every byte of it holds; a damaged folder becomes work in progress again.
+async fn active(lock: &Arc<File>, cache: &Cache, trust: &Trust) -> Result<Option<Manifest>> {
+    let (cache, keys) = (cache.clone(), trust.builders.clone());
+    locked(lock, move || {
+        if !cache.is_active()? {
+            return Ok(None);
+        }
+        let digest = cache.digest();
+        match cache.verify(|bytes, bundle| verify_manifest(digest, bytes, bundle, &keys)) {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) => {
+                tracing::warn!(%digest, %error, "a version in the cache does not verify; it is fetched again");
+                cache.deactivate()?;
+                Ok(None)
+            }
+        }
+    })
+    .await
 }
 
 /// Digest, signature, format and completeness, in this order.
@@ -218,12 +247,20 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// Chunks are obtained and verified in parallel and come out in order; one thread writes them and hashes whole files meanwhile.
-    async fn all(&self, manifest: &Manifest, parallelism: usize) -> Result<()> {
-        let (to_write, pieces) = mpsc::channel::<Piece>(4);
-        let writer = blocking({
-            let (folder, files) = (self.partial.clone(), manifest.files.clone());
-            move || write_files(&folder, &files, pieces)
+    /// Chunks are obtained in parallel and come out in order; behind them one thread writes, one hashes whole files, and one keeps the disk busy.
+    async fn all(&self, lock: &Arc<File>, manifest: &Manifest, parallelism: usize) -> Result<()> {
+        let (to_write, pieces) = mpsc::channel::<Piece>(QUEUED_CHUNKS);
+        let (to_hash, chunks) = mpsc::channel::<Bytes>(QUEUED_CHUNKS);
+        let (to_flush, flushes) = std::sync::mpsc::sync_channel(1);
+        let files: Arc<[FileEntry]> = manifest.files.clone().into();
+        let writer = locked(lock, {
+            let (folder, files) = (self.partial.clone(), Arc::clone(&files));
+            move || write_files(&folder, &files, pieces, &to_flush)
+        });
+        let flusher = locked(lock, move || flush_files(&flushes));
+        let hasher = blocking({
+            let files = Arc::clone(&files);
+            move || Ok(hash_files(&files, chunks))
         });
         // Owned, because a stream over borrowed jobs makes a future that cannot be spawned.
         let mut jobs = Vec::new();
@@ -243,20 +280,30 @@ impl Download<'_> {
                 .buffered(parallelism);
             let mut done = 0;
             while let Some(piece) = obtained.try_next().await? {
-                let size = piece.bytes.len() as u64;
-                if to_write.send(piece).await.is_err() {
-                    // The writer has failed and says why.
-                    return Ok(());
+                let bytes = piece.bytes.clone();
+                done += bytes.len() as u64;
+                // Written first: what has been hashed is sure to be written, too. A thread that has ended early says why.
+                if to_write.send(piece).await.is_err() || to_hash.send(bytes).await.is_err() {
+                    break;
                 }
-                done += size;
                 self.progress.report(ProgressEvent::new("fetch", done, self.total, "bytes"));
             }
             Ok(())
         };
-        tokio::try_join!(writer, downloads).map(|_| ())
+        // All of them end, so that nothing is written behind the back of whoever fetches next.
+        let (written, flushed, hashed, obtained) = tokio::join!(writer, flusher, hasher, downloads);
+        written.and(flushed).and(obtained)?;
+        match hashed? {
+            None => Ok(()),
+            Some(damaged) => {
+                let folder = self.partial.clone();
+                Err(blocking(move || Ok(blame(&folder, &files[damaged]))).await?)
+            }
+        }
     }
 
-    /// A chunk's verified bytes, and whether they lie where they belong already.
+    /// A chunk's bytes, and whether they lie where they belong already. What is on this machine is taken only if it verifies; what comes from the
+    /// store is verified with its file.
     async fn obtain(&self, name: &FileName, offset: u64, chunk: &ChunkRef) -> Result<(Bytes, bool)> {
         let end = offset + chunk.size;
         let (digest, size) = (chunk.digest, chunk.size);
@@ -279,9 +326,6 @@ impl Download<'_> {
                 .with("expected", size)
                 .with("found", found));
         }
-        let bytes = blocking(move || digest.verify(FETCH, &bytes).map(|()| bytes))
-            .await
-            .map_err(|error| error.with("key", &chunk.blob))?;
         self.moved.fetch_add(size, Ordering::Relaxed);
         Ok((bytes, false))
     }

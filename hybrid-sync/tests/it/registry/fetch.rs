@@ -1,6 +1,6 @@
 use std::fs;
 
-use hybrid_core::ErrorKind;
+use hybrid_core::{ArtifactStoreExt, ErrorKind};
 use hybrid_sync::registry::{FetchOptions, verify_folder};
 
 use super::site::{FailingStore, Fault, Site, noise, tensors};
@@ -66,6 +66,24 @@ async fn a_damaged_version_is_repaired_chunk_by_chunk() {
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1000).unwrap();
     site.fetch(published.manifest, "cache").await.unwrap();
     assert_eq!(fs::read(&path).unwrap(), layers(1));
+}
+
+#[tokio::test]
+async fn a_damaged_object_is_named_and_once_it_is_sound_no_other_is_read_again() {
+    let site = Site::new();
+    let published = site.publish(site.draft(1, &[("model.safetensors", layers(1))])).await.unwrap();
+    let chunk = site.registry.manifest(published.manifest).await.unwrap().files[0].chunks[7].clone();
+    let sound = site.store.get(&chunk.blob).await.unwrap();
+    let mut damaged = sound.to_vec();
+    damaged[0] ^= 1;
+    site.store.corrupt(&chunk.blob, damaged.into());
+    let error = site.fetch(published.manifest, "cache").await.unwrap_err();
+    assert_eq!((error.kind(), error.context("key")), (ErrorKind::Corrupt, Some(chunk.blob.as_str())), "{error}");
+    assert!(!site.cache("cache").join(published.manifest.to_string()).exists());
+    site.store.corrupt(&chunk.blob, sound);
+    let fetched = site.fetch(published.manifest, "cache").await.unwrap();
+    assert_eq!(fetched.bytes_moved, chunk.size);
+    assert_eq!(fs::read(fetched.folder.join("model.safetensors")).unwrap(), layers(1));
 }
 
 #[tokio::test]

@@ -70,7 +70,7 @@ impl InferenceBackend<Classify> for Label {
 }
 
 #[derive(Debug)]
-struct Loader {
+pub(crate) struct Loader {
     gate: Arc<Semaphore>,
     dropped: Arc<AtomicUsize>,
     loads: AtomicUsize,
@@ -104,19 +104,19 @@ impl ModelLoader<Classify> for Loader {
     }
 }
 
-struct Storefront {
-    site: Site,
-    clock: ManualClock,
-    loader: Arc<Loader>,
+pub(crate) struct Storefront {
+    pub(crate) site: Site,
+    pub(crate) clock: ManualClock,
+    pub(crate) loader: Arc<Loader>,
 }
 
 impl Storefront {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let loader = Loader { gate: Arc::new(Semaphore::new(1)), dropped: Arc::default(), loads: AtomicUsize::new(0) };
         Self { site: Site::new(), clock: ManualClock::at(now()), loader: Arc::new(loader) }
     }
 
-    async fn open(&self, registry: Registry, require_fresh: bool) -> LiveModel<Classify> {
+    pub(crate) async fn open(&self, registry: Registry, require_fresh: bool) -> LiveModel<Classify> {
         LiveModel::builder(
             registry,
             model(),
@@ -135,11 +135,11 @@ impl Storefront {
         .unwrap()
     }
 
-    async fn live(&self) -> LiveModel<Classify> {
+    pub(crate) async fn live(&self) -> LiveModel<Classify> {
         self.open(self.site.registry.clone(), false).await
     }
 
-    async fn release_label(&self, version: u64, label: &str, incumbent: Option<Digest>) -> Digest {
+    pub(crate) async fn release_label(&self, version: u64, label: &str, incumbent: Option<Digest>) -> Digest {
         let draft = self.site.draft(version, &[("label.txt", label.as_bytes().to_vec())]);
         let manifest = self.site.publish(draft).await.unwrap().manifest;
         self.site.append(manifest, incumbent).await.unwrap();
@@ -155,7 +155,7 @@ async fn ask(live: &LiveModel<Classify>) -> Result<Reply<Classify>> {
     live.infer(&context(), ClassifyRequest::one("hello")).await
 }
 
-async fn label(live: &LiveModel<Classify>) -> String {
+pub(crate) async fn label(live: &LiveModel<Classify>) -> String {
     ask(live).await.unwrap().response.results[0].label.clone()
 }
 

@@ -2,9 +2,12 @@
 
 mod channel;
 mod crash;
+#[cfg(target_os = "linux")]
+mod disk;
 mod fetch;
 mod forged;
 mod interop;
-mod live;
+pub(crate) mod live;
+mod prune;
 mod publish;
 pub(crate) mod site;
