@@ -101,7 +101,11 @@ mod serve;
 
 pub use builder::{StorefrontBuilder, StorefrontLimits};
 pub use front::Offer;
-pub use identity::{Authenticator, Principal, Scope};
+pub use identity::{
+    ApiKeys, Authenticator, CredentialFile, CredentialSource, KeyList, KeyRecord, NewKey, Principal, Scope,
+};
+#[cfg(feature = "jwt")]
+pub use identity::{JwksUrl, JwtAlgorithm, JwtAuthenticator, JwtOptions, TenantFrom};
 pub use routes::Route;
 #[cfg(feature = "lambda")]
 pub use lambda::Answers;

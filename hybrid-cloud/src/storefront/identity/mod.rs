@@ -6,6 +6,20 @@ use async_trait::async_trait;
 use hybrid_core::{DataPolicy, Error, Result, TenantId};
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "jwt")]
+mod jwks;
+#[cfg(feature = "jwt")]
+mod jwt;
+mod keys;
+mod source;
+
+#[cfg(feature = "jwt")]
+pub use jwks::JwksUrl;
+#[cfg(feature = "jwt")]
+pub use jwt::{JwtAlgorithm, JwtAuthenticator, JwtOptions, TenantFrom};
+pub use keys::{ApiKeys, KeyList, KeyRecord, NewKey};
+pub use source::{CredentialFile, CredentialSource};
+
 /// Says who sends a bearer token: the port between the storefront and whatever knows its customers.
 ///
 /// A storefront may have several; they are asked in the order in which they were given.
@@ -33,6 +47,8 @@ pub struct Principal {
     pub tenant: TenantId,
     /// Who within the tenant, such as a key's name or a token's subject; for logs and the audit, never a secret.
     pub subject: String,
+    /// Which of its credentials it sent, by its public name, such as an API key's id or a token's `jti`; never a secret.
+    pub credential: Option<String>,
     /// What it may do.
     pub scopes: BTreeSet<Scope>,
     /// Where its data may go, on top of the storefront's own policy: both must admit a place.
@@ -42,7 +58,13 @@ pub struct Principal {
 impl Principal {
     /// Somebody of `tenant` who may do everything and whose data is held to the storefront's policy alone.
     pub fn new(tenant: TenantId, subject: impl Into<String>) -> Self {
-        Self { tenant, subject: subject.into(), scopes: Scope::ALL.into(), policy: DataPolicy::Anywhere }
+        Self {
+            tenant,
+            subject: subject.into(),
+            credential: None,
+            scopes: Scope::ALL.into(),
+            policy: DataPolicy::Anywhere,
+        }
     }
 
     /// The same with `scopes` alone.

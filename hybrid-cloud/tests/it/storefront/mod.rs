@@ -1,4 +1,5 @@
 mod classify;
+mod credentials;
 mod edge;
 mod identity;
 mod judgments;

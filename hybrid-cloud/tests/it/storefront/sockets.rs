@@ -140,3 +140,37 @@ async fn a_connection_serves_one_request_after_the_other() {
         keep_alive(&mut stream, &classify_head(ASK.len()), ASK, "}]}]}").await;
     }
 }
+
+#[tokio::test]
+async fn a_head_over_the_limit_is_refused_before_anything_is_done_with_it() {
+    let limits = StorefrontLimits { head_bytes: 8192, ..StorefrontLimits::default() };
+    let served = serve(&builder(&noon()).classify("messages", orders()).limits(limits).build().unwrap()).await;
+    let long = format!("GET /healthz HTTP/1.1\nhost: shop\nx-long: {}\n\n", "x".repeat(10_000));
+    let (head, _) = read_all(&mut served.send(&long, b"").await).await;
+    assert!(head.starts_with("HTTP/1.1 431 "), "{head}");
+    let many = format!("GET /healthz HTTP/1.1\nhost: shop\n{}\n", "a: b\n".repeat(150));
+    let (head, _) = read_all(&mut served.send(&many, b"").await).await;
+    assert!(head.starts_with("HTTP/1.1 431 "), "{head}");
+    let fits = format!("GET /healthz HTTP/1.1\nhost: shop\nconnection: close\nx-long: {}\n\n", "x".repeat(7_000));
+    assert!(read_all(&mut served.send(&fits, b"").await).await.0.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn a_path_cannot_climb_out_of_its_route() {
+    let served = serve(&builder(&noon()).classify("messages", orders()).build().unwrap()).await;
+    for (path, expected) in [
+        ("/v1/models/../../etc/passwd", "model_not_found"),
+        ("/v1/models/..%2f..%2fetc%2fpasswd", "model_not_found"),
+        ("/v1/models/%2e%2e/messages", "model_not_found"),
+        ("/v1/models/messages%00", "model_not_found"),
+        ("/v1/models/%0d%0ax-evil:%201", "model_not_found"),
+        ("/v1/models/%ff", "invalid_request"),
+        ("/v1/../healthz", "not_found"),
+        ("//v1/models", "not_found"),
+    ] {
+        let head = format!("GET {path} HTTP/1.1\nhost: shop\nconnection: close\n\n");
+        let (head, body) = read_all(&mut served.send(&head, b"").await).await;
+        assert_eq!(code(&body), expected, "{path}");
+        assert!(!head.contains("evil"), "{head}");
+    }
+}
