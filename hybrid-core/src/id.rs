@@ -208,6 +208,11 @@ name!(
     "dataset name"
 );
 name!(
+    /// The name of a collection of records, such as `conversations`.
+    CollectionName,
+    "collection name"
+);
+name!(
     /// The one process that appends to a sequence, so that writers never race.
     WriterId,
     "writer id"

@@ -9,6 +9,7 @@
 //! | [`InferenceBackend`] | a model that answers requests of one [`Task`] | [`memory::ScriptedBackend`] |
 //! | [`Trainer`] | plan in, candidate out | |
 //! | [`VectorIndex`] | embeddings of a tenant, and the nearest of them | [`memory::MemoryVectorIndex`] |
+//! | [`RecordStore`] | a tenant's live records: conditions, an end, export and erasure | [`memory::MemoryRecordStore`] |
 //! | [`Outbox`], [`JudgmentSink`], [`Clock`], [`IdSource`], [`Signer`], [`ModelLoader`], [`Progress`] | the smaller ones | |
 //!
 //! This crate knows no cloud provider, no tensor library, no database, no file system and no runtime.
@@ -30,6 +31,7 @@ mod money;
 mod outbox;
 mod progress;
 mod queue;
+mod record;
 mod store;
 pub mod task;
 mod time;
@@ -44,7 +46,8 @@ pub use context::{CallContext, Cancellation, DataPolicy, Locality};
 pub use document::Document;
 pub use error::{Error, ErrorKind, Result};
 pub use id::{
-    ChannelName, DatasetName, Digest, Hasher, JobId, JobKind, JudgmentId, ModelName, RequestId, TenantId, WriterId,
+    ChannelName, CollectionName, DatasetName, Digest, Hasher, JobId, JobKind, JudgmentId, ModelName, RequestId,
+    TenantId, WriterId,
 };
 pub use inference::{
     BackendProfile, BoxFuture, BoxStream, Event, InferenceBackend, Limits, Note, Reply, ReplyMeta, ServedModel, Task,
@@ -59,6 +62,10 @@ pub use progress::{NoProgress, Progress, ProgressEvent, ProgressFn};
 pub use queue::{
     DeadLetter, DeadLetters, Delivery, Depth, Guarantees, JobQueue, JobQueueExt, MAX_BODY_BYTES, MAX_DELAY, MessageId,
     NewMessage, Receipt, ReceiveOptions, check_delay,
+};
+pub use record::{
+    MAX_PAGE, MAX_RECORD_BYTES, NewRecord, PutCondition, Record, RecordKey, RecordOrder, RecordPage, RecordQuery,
+    RecordStore, RecordVersion,
 };
 pub use store::{
     ArtifactStore, ArtifactStoreExt, Key, ListOptions, MAX_OBJECT_BYTES, ObjectMeta, ReadOptions, check_object_size,

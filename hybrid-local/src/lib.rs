@@ -5,7 +5,7 @@
 //! # Features
 //! | feature | what it adds |
 //! |---|---|
-//! | `embedded` | `FolderStore`, `SqliteQueue`, `SqliteOutbox`, `SqliteVectorIndex`: artifacts in a folder; jobs, records and embeddings in SQLite files (Unix) |
+//! | `embedded` | `FolderStore`, `SqliteQueue`, `SqliteOutbox`, `SqliteRecordStore`, `SqliteVectorIndex`: artifacts in a folder; jobs, records and embeddings in SQLite files (Unix) |
 //! | `classifier` | `TextClassifierTrainer`, `TextClassifierLoader`, `Device`: text classification on candle |
 //! | `evaluation` | `evaluation`: golden sets, paired comparison, verdicts; needs neither candle nor SQLite |
 //! | `metal`, `cuda`, `accelerate` | hardware that candle can use |
@@ -30,6 +30,9 @@ pub use device::{Device, DeviceChoice};
 #[cfg(feature = "embedded")]
 pub use folder_store::FolderStore;
 #[cfg(feature = "embedded")]
-pub use sqlite::{SqliteOutbox, SqliteQueue, SqliteQueueOptions, SqliteVectorIndex, SqliteVectorOptions};
+pub use sqlite::{
+    SqliteOutbox, SqliteQueue, SqliteQueueOptions, SqliteRecordOptions, SqliteRecordStore, SqliteVectorIndex,
+    SqliteVectorOptions,
+};
 #[cfg(feature = "classifier")]
 pub use text_classifier::{TextClassifierLoader, TextClassifierTrainer};

@@ -10,6 +10,7 @@
 //! | [`InferenceBackend`](crate::InferenceBackend) | [`inference::run`] | [`inference::InferenceHarness`] |
 //! | [`Trainer`](crate::Trainer) | [`trainer::run`] | [`trainer::TrainerHarness`] |
 //! | [`Outbox`](crate::Outbox) | [`outbox::run`] | [`outbox::OutboxHarness`] |
+//! | [`RecordStore`](crate::RecordStore) | [`records::run`] | [`records::RecordHarness`] |
 //! | [`VectorIndex`](crate::VectorIndex) | [`vectors::run`] | [`vectors::VectorHarness`] |
 //!
 //! ```
@@ -37,6 +38,7 @@ pub mod artifacts;
 pub mod inference;
 pub mod outbox;
 pub mod queue;
+pub mod records;
 pub mod trainer;
 pub mod vectors;
 

@@ -8,18 +8,23 @@ use std::{
 
 use async_trait::async_trait;
 use hybrid_core::{
-    ArtifactStore, BackendProfile, Currency, DeadLetters, InferenceBackend, JobQueue, Key, Limits, Locality,
-    ManualClock, Money, Outbox, Price, Result, ServedModel, TrainPlan, Trainer, VectorIndex, VectorSchema,
+    ArtifactStore, BackendProfile, Clock, Currency, DeadLetters, InferenceBackend, JobQueue, Key, Limits, Locality,
+    ManualClock, Money, Outbox, Price, RecordStore, Result, ServedModel, Timestamp, TrainPlan, Trainer, VectorIndex,
+    VectorSchema,
     conformance::{
         Outcome, Report,
         artifacts::{self, ArtifactHarness},
         inference::{self, InferenceHarness},
         outbox::{self, OutboxHarness},
         queue::{self, QueueHarness, QueueUnderTest},
+        records::{self, RecordHarness},
         trainer::{self, TrainerHarness},
         vectors::{self, VectorHarness},
     },
-    memory::{MemoryOutbox, MemoryQueue, MemoryQueueOptions, MemoryStore, MemoryVectorIndex, ScriptedBackend},
+    memory::{
+        MemoryOutbox, MemoryQueue, MemoryQueueOptions, MemoryRecordStore, MemoryStore, MemoryVectorIndex,
+        ScriptedBackend,
+    },
     task::{Classification, Classify, ClassifyRequest, ClassifyResponse, LabelScore},
 };
 use serde_json::json;
@@ -27,8 +32,8 @@ use tempfile::TempDir;
 
 use crate::{
     broken::{
-        BackendFault, BrokenBackend, BrokenDeadLetters, BrokenOutbox, BrokenQueue, BrokenStore, BrokenVectorIndex,
-        OutboxFault, QueueFault, StoreFault, VectorFault,
+        BackendFault, BrokenBackend, BrokenDeadLetters, BrokenOutbox, BrokenQueue, BrokenRecordStore, BrokenStore,
+        BrokenVectorIndex, OutboxFault, QueueFault, RecordFault, StoreFault, VectorFault,
     },
     toy::{self, Toy},
 };
@@ -77,6 +82,13 @@ async fn the_memory_vector_index_keeps_the_contract() {
     let report = vectors::run(&VectorIndexes::default()).await;
     report.assert();
     assert_eq!(skipped(&report), ["a_restart_keeps_records"]);
+}
+
+#[tokio::test]
+async fn the_memory_record_store_keeps_the_contract() {
+    let report = records::run(&RecordStores::default()).await;
+    report.assert();
+    assert_eq!(skipped(&report), ["a_restart_keeps_records", "nothing_is_left_of_an_erased_tenant"]);
 }
 
 fn skipped(report: &Report) -> Vec<&'static str> {
@@ -249,6 +261,61 @@ impl VectorHarness for VectorIndexes {
             Some(VectorFault::ForgetsOnRestart) => self.index(index.profile().schema.clone()).await.map(Some),
             Some(_) => Ok(Some(index)),
         }
+    }
+}
+
+/// Record stores on one clock.
+#[derive(Debug, Default)]
+pub(crate) struct RecordStores {
+    fault: Option<RecordFault>,
+    clock: ManualClock,
+    broken: Mutex<Option<Arc<BrokenRecordStore>>>,
+}
+
+impl RecordStores {
+    pub(crate) fn broken(fault: RecordFault) -> Self {
+        Self { fault: Some(fault), ..Self::default() }
+    }
+}
+
+#[async_trait]
+impl RecordHarness for RecordStores {
+    async fn store(&self) -> Result<Arc<dyn RecordStore>> {
+        Ok(match self.fault {
+            None => Arc::new(MemoryRecordStore::new(Arc::new(self.clock.clone()))),
+            Some(fault) => {
+                let broken = Arc::new(BrokenRecordStore::new(self.clock.clone(), fault));
+                *self.broken.lock().unwrap() = Some(Arc::clone(&broken));
+                broken
+            }
+        })
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    async fn advance(&self, by: Duration) {
+        self.clock.advance(by);
+    }
+
+    async fn restart(&self, store: Arc<dyn RecordStore>) -> Result<Option<Arc<dyn RecordStore>>> {
+        match self.fault {
+            None => Ok(None),
+            // What is in memory is gone.
+            Some(RecordFault::ForgetsOnRestart) => self.store().await.map(Some),
+            Some(_) => Ok(Some(store)),
+        }
+    }
+
+    async fn holds(&self, bytes: &[u8]) -> Option<bool> {
+        let broken = self.broken.lock().unwrap();
+        let disk = broken.as_ref()?.disk.lock().unwrap();
+        let text = |((tenant, _, key), value): (&(_, _, _), &bytes::Bytes)| {
+            let (tenant, key): (&hybrid_core::TenantId, &hybrid_core::RecordKey) = (tenant, key);
+            [tenant.as_str().as_bytes(), key.as_str().as_bytes(), value].join(&b' ')
+        };
+        Some(disk.iter().map(text).any(|row| row.windows(bytes.len()).any(|window| window == bytes)))
     }
 }
 

@@ -4,6 +4,7 @@
 mod backend;
 mod outbox;
 mod queue;
+mod records;
 mod store;
 mod trainer;
 mod vectors;
@@ -15,6 +16,7 @@ use hybrid_core::conformance::{Outcome, Report};
 pub(crate) use backend::{BackendFault, BrokenBackend};
 pub(crate) use outbox::{BrokenOutbox, OutboxFault};
 pub(crate) use queue::{BrokenDeadLetters, BrokenQueue, QueueFault};
+pub(crate) use records::{BrokenRecordStore, RecordFault};
 pub(crate) use store::{BrokenStore, StoreFault};
 pub(crate) use trainer::TrainerFault;
 pub(crate) use vectors::{BrokenVectorIndex, VectorFault};

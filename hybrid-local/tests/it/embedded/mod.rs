@@ -5,6 +5,7 @@ mod folder;
 mod model;
 mod outbox;
 mod queue;
+mod records;
 mod vectors;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
