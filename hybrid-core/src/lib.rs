@@ -65,7 +65,7 @@ pub use queue::{
 };
 pub use record::{
     MAX_PAGE, MAX_RECORD_BYTES, NewRecord, PutCondition, Record, RecordKey, RecordOrder, RecordPage, RecordQuery,
-    RecordStore, RecordVersion,
+    RecordStore, RecordVersion, prefix_end,
 };
 pub use store::{
     ArtifactStore, ArtifactStoreExt, Key, ListOptions, MAX_OBJECT_BYTES, ObjectMeta, ReadOptions, check_object_size,

@@ -243,6 +243,21 @@ impl RecordQuery {
     }
 }
 
+/// A text above all that start with `prefix`, and hardly above any other: its last character that has a successor is raised. None where there is no such text, as for the empty prefix.
+/// Adapters that read ranges call it.
+pub fn prefix_end(prefix: &str) -> Option<String> {
+    let mut chars: Vec<char> = prefix.chars().collect();
+    while let Some(last) = chars.pop() {
+        let code = u32::from(last) + 1;
+        // The code points of surrogates are no characters.
+        if let Some(next) = char::from_u32(if code == 0xD800 { 0xE000 } else { code }) {
+            chars.push(next);
+            return Some(chars.into_iter().collect());
+        }
+    }
+    None
+}
+
 /// In which order a query reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RecordOrder {
@@ -392,3 +407,17 @@ macro_rules! forward_records {
     )*};
 }
 forward_records!(Arc, Box);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_prefix_is_above_all_that_start_with_it() {
+        assert_eq!(prefix_end("a/").as_deref(), Some("a0"));
+        assert_eq!(prefix_end("a\u{D7FF}").as_deref(), Some("a\u{E000}"));
+        assert_eq!(prefix_end("a\u{10FFFF}").as_deref(), Some("b"));
+        assert_eq!(prefix_end("\u{10FFFF}"), None);
+        assert_eq!(prefix_end(""), None);
+    }
+}

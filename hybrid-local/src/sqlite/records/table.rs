@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use hybrid_core::{
     CollectionName, Record, RecordKey, RecordOrder, RecordPage, RecordQuery, RecordVersion, TenantId, Timestamp,
+    prefix_end,
 };
 use rusqlite::{Connection, OptionalExtension, Row, ffi};
 
@@ -107,9 +108,9 @@ pub(super) fn page(
     ))?;
     let after = after.as_ref().map_or("", RecordKey::as_str);
     let before = before.as_ref().map(RecordKey::as_str);
-    let upper = match (before, above(prefix)) {
-        (Some(before), Some(above)) => Some(before.min(&above).to_owned()),
-        (before, above) => before.map(str::to_owned).or(above),
+    let upper = match (before, prefix_end(prefix)) {
+        (Some(before), Some(end)) => Some(before.min(&end).to_owned()),
+        (before, end) => before.map(str::to_owned).or(end),
     };
     let mut rows = select.query((tenant.as_str(), collection.as_str(), prefix, after, upper, now.unix_micros()))?;
     let (mut records, mut size) = (Vec::new(), 0);
@@ -127,20 +128,6 @@ pub(super) fn page(
         records.push(record);
     }
     Ok(RecordPage { records, next: None })
-}
-
-/// A text above all that start with `prefix` and hardly more: its last character that has a successor is raised. None where there is no such text.
-fn above(prefix: &str) -> Option<String> {
-    let mut chars: Vec<char> = prefix.chars().collect();
-    while let Some(last) = chars.pop() {
-        let code = u32::from(last) + 1;
-        // The code points of surrogates are no characters.
-        if let Some(next) = char::from_u32(if code == 0xD800 { 0xE000 } else { code }) {
-            chars.push(next);
-            return Some(chars.into_iter().collect());
-        }
-    }
-    None
 }
 
 pub(super) fn delete(db: &Connection, place: &Place) -> rusqlite::Result<()> {
@@ -202,18 +189,4 @@ fn parse<T: std::str::FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result
             Some("a name or a version in the file is not legal".to_owned()),
         )
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_text_above_a_prefix_is_above_all_that_start_with_it() {
-        assert_eq!(above("a/").as_deref(), Some("a0"));
-        assert_eq!(above("a\u{D7FF}").as_deref(), Some("a\u{E000}"));
-        assert_eq!(above("a\u{10FFFF}").as_deref(), Some("b"));
-        assert_eq!(above("\u{10FFFF}"), None);
-        assert_eq!(above(""), None);
-    }
 }
