@@ -6,6 +6,7 @@
 //! # Features
 //! | feature | default | what it adds |
 //! |---|---|---|
+//! | `bedrock` | no | `bedrock`: chat on Amazon Bedrock |
 //! | `storefront` | yes | [`storefront`]: the HTTP surface as an axum `Router` from a builder over ports, and a server for it |
 //! | `aws` | no | [`aws`]: region, endpoint, credentials, retries and time limits that the AWS adapters share |
 //! | `sso` | no | profiles that log in by AWS IAM Identity Center, or whose credentials another program gives |
@@ -13,6 +14,8 @@
 
 #[cfg(feature = "aws")]
 pub mod aws;
+#[cfg(feature = "bedrock")]
+pub mod bedrock;
 #[cfg(feature = "storefront")]
 pub mod storefront;
 #[cfg(feature = "testkit")]

@@ -20,6 +20,8 @@ pub enum Locality {
     Site,
     /// To a provider, in the region named, such as `eu-central-1`.
     Region(String),
+    /// To a provider that chooses among these regions for each call; none are named where it does not say which.
+    Regions(Vec<String>),
 }
 
 impl fmt::Display for Locality {
@@ -28,6 +30,8 @@ impl fmt::Display for Locality {
             Self::Device => f.write_str("device"),
             Self::Site => f.write_str("site"),
             Self::Region(region) => write!(f, "region {region}"),
+            Self::Regions(regions) if regions.is_empty() => f.write_str("any region of the provider"),
+            Self::Regions(regions) => write!(f, "one of the regions {}", regions.join(", ")),
         }
     }
 }
@@ -48,7 +52,7 @@ pub enum DataPolicy {
     Device,
     /// Not off this site.
     Site,
-    /// On this site or in one of the regions named.
+    /// On this site or in one of the regions named. A provider that chooses the region may only choose among these.
     Regions(Vec<String>),
     /// Anywhere.
     #[default]
@@ -85,6 +89,9 @@ impl DataPolicy {
             (Self::Anywhere, _) | (_, Locality::Device) => true,
             (Self::Site | Self::Regions(_), Locality::Site) => true,
             (Self::Regions(regions), Locality::Region(region)) => regions.contains(region),
+            (Self::Regions(regions), Locality::Regions(reach)) => {
+                !reach.is_empty() && reach.iter().all(|region| regions.contains(region))
+            }
             (Self::Device | Self::Site, _) => false,
         }
     }
@@ -221,6 +228,17 @@ mod tests {
         for (policy, admitted) in cases {
             assert_eq!(places.each_ref().map(|place| policy.admits(place)), admitted, "{policy:?}");
         }
+    }
+
+    #[test]
+    fn a_provider_that_chooses_the_region_is_admitted_only_if_every_choice_is() {
+        let reach = |names: &[&str]| Locality::Regions(names.iter().map(|&name| name.to_owned()).collect());
+        let eu = DataPolicy::Regions(vec!["eu-central-1".to_owned(), "eu-west-1".to_owned()]);
+        assert!(eu.admits(&reach(&["eu-west-1", "eu-central-1"])));
+        assert!(!eu.admits(&reach(&["eu-central-1", "eu-north-1"])));
+        assert!(!eu.admits(&reach(&[])), "nobody knows where it goes");
+        assert!(DataPolicy::Anywhere.admits(&reach(&[])));
+        assert!(!DataPolicy::Site.admits(&reach(&["eu-central-1"])));
     }
 
     #[tokio::test]

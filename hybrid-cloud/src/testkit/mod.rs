@@ -6,7 +6,9 @@
 //! | [`Ministack`] | an emulator of AWS | S3, SQS, DynamoDB, CloudFormation, plain Bedrock calls |
 //! | [`Moto`] | an emulator of AWS | S3, SQS, CloudFormation, IAM, KMS, STS, Secrets Manager |
 //!
-//! They are Python packages of pinned versions. The first test that wants one installs them into a virtual environment below Cargo's target folder;
+//! `bedrock` (with the feature of that name) is a server of our own, for what no emulator does: it says what a script tells it, on Bedrock's true wire.
+//!
+//! The others are Python packages of pinned versions. The first test that wants one installs them into a virtual environment below Cargo's target folder;
 //! test processes that run at once wait for the one that installs, and an installation that was killed is made again. All that is needed is Python
 //! 3.10 or newer with `venv` (`HYBRID_PYTHON` names another interpreter than `python3`), and a package registry that `pip` reaches. What is missing, the error says.
 //!
@@ -29,6 +31,8 @@
 //!
 //! Everything here blocks the thread that calls it: a start takes about a second, an installation about half a minute.
 
+#[cfg(feature = "bedrock")]
+pub mod bedrock;
 mod http;
 mod process;
 mod proxy;

@@ -1,6 +1,8 @@
 //! What the crate promises, seen from outside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should say where")]
 
+#[cfg(feature = "bedrock")]
+mod bedrock;
 #[cfg(feature = "storefront")]
 mod storefront;
 #[cfg(feature = "testkit")]

@@ -244,6 +244,16 @@ mod cases {
                 let none = DataPolicy::Regions(vec![]);
                 (vec![here, DataPolicy::Anywhere], vec![DataPolicy::Device, DataPolicy::Site, elsewhere, none])
             }
+            Locality::Regions(regions) => {
+                let none = DataPolicy::Regions(vec![]);
+                let mut admitted = vec![DataPolicy::Anywhere];
+                let mut forbidden = vec![DataPolicy::Device, DataPolicy::Site, elsewhere, none];
+                if let Some((_, all_but_one)) = regions.split_first() {
+                    admitted.push(DataPolicy::Regions(regions.clone()));
+                    forbidden.push(DataPolicy::Regions(all_but_one.to_vec()));
+                }
+                (admitted, forbidden)
+            }
         }
     }
 

@@ -58,7 +58,15 @@ async fn the_memory_queue_keeps_the_contract() {
 
 #[tokio::test]
 async fn the_scripted_backend_keeps_the_contract() {
-    for locality in [Locality::Device, Locality::Site, Locality::Region("eu-central-1".to_owned())] {
+    let region = || "eu-central-1".to_owned();
+    let places = [
+        Locality::Device,
+        Locality::Site,
+        Locality::Region(region()),
+        Locality::Regions(vec![region(), "eu-west-1".to_owned()]),
+        Locality::Regions(vec![]),
+    ];
+    for locality in places {
         inference::run(&Backends::new(locality, None)).await.assert();
     }
 }

@@ -1,0 +1,10 @@
+//! Bedrock's adapters against a scripted server that speaks the true wire.
+
+mod conformance;
+mod ends;
+mod faults;
+mod places;
+mod requests;
+mod responses;
+mod retries;
+mod rig;
