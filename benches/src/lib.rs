@@ -3,6 +3,7 @@
 //! A benchmark that cannot do its work has nothing to say, so everything here panics with the error's text where a library would return it.
 
 pub mod classifier;
+pub mod http;
 pub mod linear;
 pub mod peers;
 pub mod queue;

@@ -26,6 +26,7 @@ pub struct Site {
     root: PathBuf,
     locations: Locations,
     store: Arc<dyn ArtifactStore>,
+    clock: Arc<dyn Clock>,
 }
 
 impl Site {
@@ -38,7 +39,15 @@ impl Site {
         for folder in ["", "storefront", "kitchen", "keys"] {
             make_folder(&root.join(folder))?;
         }
-        Ok(Self { root, locations: locations.clone(), store: locations.open_store().await? })
+        let store = locations.open_store().await?;
+        Ok(Self { root, locations: locations.clone(), store, clock: Arc::new(SystemClock) })
+    }
+
+    /// The same site by another clock.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
     }
 
     /// Takes `name`'s lock until the file returned is dropped: one process at a time plays this part on a site.
@@ -106,9 +115,9 @@ impl Site {
         Ok(Trust { builders: vec![PublicKey::open(&builder)?], releases: vec![PublicKey::open(&release)?] })
     }
 
-    /// The clock of a deployment.
+    /// The clock of a deployment: the machine's, unless it was given another.
     pub fn clock(&self) -> Arc<dyn Clock> {
-        Arc::new(SystemClock)
+        Arc::clone(&self.clock)
     }
 
     /// The site's folder.

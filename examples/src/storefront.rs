@@ -83,6 +83,7 @@ impl Storefront {
             loader,
             folder.join("models"),
         )
+        .clock(site.clock())
         .poll_interval(Duration::from_millis(200))
         .warm_up(ClassifyRequest::one("Are you open?"))
         .build()
@@ -90,6 +91,7 @@ impl Storefront {
 
         let status = live.watch();
         let http = Http::builder()
+            .clock(site.clock())
             .classify(model.as_str(), Arc::new(live.clone()))
             .judgments(Arc::clone(&capture) as _, DatasetName::new(model.as_str())?)
             .labels(LABELS)

@@ -1,6 +1,6 @@
 //! Measures each figure beside its peer or bound, round by round in one run, and prints one Markdown table.
 //!
-//! `cargo run --release -p hybrid-benches --bin ratios [-- store queue registry classify swap]`; without names, all of them.
+//! `cargo run --release -p hybrid-benches --bin ratios [-- store queue registry classify swap http]`; without names, all of them.
 
 use std::{
     fs,
@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use hybrid_benches::{
     classifier, context,
+    http::{Asked, CALLERS, Server},
     linear::{self, LinearClassifier},
     must, noise,
     peers::Peers,
@@ -36,13 +37,19 @@ use tokio::runtime::Runtime;
 const ROUNDS: usize = 5;
 
 type Group = fn(&Runtime) -> Vec<Figure>;
-const GROUPS: [(&str, Group); 5] =
-    [("store", store), ("queue", queue), ("registry", registry), ("classify", classify), ("swap", swap)];
+const GROUPS: [(&str, Group); 6] = [
+    ("store", store),
+    ("queue", queue),
+    ("registry", registry),
+    ("classify", classify),
+    ("swap", swap),
+    ("http", http),
+];
 
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = chosen.iter().find(|name| GROUPS.iter().all(|(known, _)| known != name)) {
-        eprintln!("unknown group {unknown:?}; known are store, queue, registry, classify, swap");
+        eprintln!("unknown group {unknown:?}; known are store, queue, registry, classify, swap, http");
         std::process::exit(2);
     }
     let runtime = runtime();
@@ -234,5 +241,26 @@ fn swap(runtime: &Runtime) -> Vec<Figure> {
             told(rounds.iter().map(|round| round.beside).collect()),
             format!("{} (no swap)", told(rounds.iter().map(|round| round.quiet).collect())),
         ),
+    ]
+}
+
+fn http(runtime: &Runtime) -> Vec<Figure> {
+    const REQUESTS: usize = 32_000;
+    let (storefront, bare) = (Server::storefront(runtime), Server::bare(runtime));
+    // The first connections fill caches that the others find full.
+    let _ = (storefront.ask(REQUESTS / 8), bare.ask(REQUESTS / 8));
+    let rounds = rounds(|| storefront.ask(REQUESTS), || bare.ask(REQUESTS));
+    let (ours, peer): (Vec<_>, Vec<_>) = rounds.iter().copied().unzip();
+    let rates: Vec<_> = rounds.iter().map(|(ours, peer)| (ours.rate, peer.rate)).collect();
+    let told = |sides: &[Asked]| {
+        let middle = |of: fn(&Asked) -> Duration| {
+            time(Duration::from_secs_f64(median(sides.iter().map(|asked| of(asked).as_secs_f64()))))
+        };
+        format!("{} / {}", middle(|asked| asked.p50), middle(|asked| asked.p99))
+    };
+    let name = format!("http: classify, {CALLERS} callers");
+    vec![
+        Figure::rate(&name, "requests/s", "bare axum handler", &rates, None),
+        Figure::told(&format!("{name}, p50 / p99"), told(&ours), format!("{} (bare axum handler)", told(&peer))),
     ]
 }

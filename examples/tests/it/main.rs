@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod app;
+mod away;
 mod bad_input;
 mod corpus;
 mod crash;
 #[cfg(feature = "lambda")]
 mod function;
+mod policy;
 mod quickstart;

@@ -44,6 +44,8 @@ use crate::Backoff;
 /// - After a restart the version that was in service is served from the cache, verified again, also when the store cannot be reached.
 /// - The cache keeps the version in service, the one before it, and the one that the channel names; all others go, unless another process on the
 ///   same cache needs them (see [`prune_cache`](crate::registry::prune_cache)).
+/// - A request whose data policy does not admit the place where the version runs is refused with
+///   [`PolicyDenied`](hybrid_core::ErrorKind::PolicyDenied) before the version's backend sees it.
 /// - When the channel's newest statement has expired, replies carry the note `stale`; with
 ///   [`require_fresh`](LiveModelBuilder::require_fresh), requests are refused instead.
 ///
@@ -273,6 +275,7 @@ impl<T: Task> InferenceBackend<T> for LiveModel<T> {
     async fn infer(&self, cx: &CallContext, request: T::Request) -> Result<Reply<T>> {
         T::validate(&request)?;
         let (serving, note) = self.shared.serve()?;
+        admit(cx, serving.backend())?;
         let mut reply = serving.backend().infer(cx, request).await?;
         reply.meta.notes.extend(note);
         Ok(reply)
@@ -281,6 +284,7 @@ impl<T: Task> InferenceBackend<T> for LiveModel<T> {
     async fn stream(&self, cx: &CallContext, request: T::Request) -> Result<BoxStream<'static, Result<Event<T>>>> {
         T::validate(&request)?;
         let (serving, note) = self.shared.serve()?;
+        admit(cx, serving.backend())?;
         let events = serving.backend().stream(cx, request).await?;
         // The stream keeps its version until it ends or is dropped.
         let events = events.map(move |event| {
@@ -292,6 +296,11 @@ impl<T: Task> InferenceBackend<T> for LiveModel<T> {
         });
         Ok(events.boxed())
     }
+}
+
+/// A version decides where it runs, and a later one may run elsewhere; so the data's way is checked here, whatever backend was loaded.
+fn admit<T: Task>(cx: &CallContext, backend: &dyn InferenceBackend<T>) -> Result<()> {
+    cx.admit("serve model", &backend.profile().locality)
 }
 
 fn with_note(mut meta: ReplyMeta, note: Option<Note>) -> ReplyMeta {

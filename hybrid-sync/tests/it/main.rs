@@ -5,6 +5,7 @@
 
 mod capture;
 mod faults;
+mod job;
 mod registry;
 mod time;
 mod worker;

@@ -1,3 +1,5 @@
+mod limits;
+
 use std::{collections::BTreeSet, sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use async_trait::async_trait;
