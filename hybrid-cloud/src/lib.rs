@@ -9,6 +9,7 @@
 //! | `bedrock` | no | `bedrock`: chat on Amazon Bedrock |
 //! | `storefront` | yes | [`storefront`]: the HTTP surface as an axum `Router` from a builder over ports, and a server for it |
 //! | `aws` | no | [`aws`]: region, endpoint, credentials, retries and time limits that the AWS adapters share |
+//! | `sqs` | no | [`sqs`]: the job queue on Amazon SQS, with its dead letters, claim checks, FIFO and fair queues |
 //! | `sso` | no | profiles that log in by AWS IAM Identity Center, or whose credentials another program gives |
 //! | `testkit` | no | [`testkit`]: real protocol servers and a proxy that breaks connections, for tests |
 
@@ -16,6 +17,8 @@
 pub mod aws;
 #[cfg(feature = "bedrock")]
 pub mod bedrock;
+#[cfg(feature = "sqs")]
+pub mod sqs;
 #[cfg(feature = "storefront")]
 pub mod storefront;
 #[cfg(feature = "testkit")]

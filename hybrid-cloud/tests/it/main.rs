@@ -3,6 +3,8 @@
 
 #[cfg(feature = "bedrock")]
 mod bedrock;
+#[cfg(all(feature = "sqs", feature = "testkit"))]
+mod sqs;
 #[cfg(feature = "storefront")]
 mod storefront;
 #[cfg(feature = "testkit")]
