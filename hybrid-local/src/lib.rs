@@ -6,7 +6,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `embedded` | `FolderStore`, `SqliteQueue`, `SqliteOutbox`, `SqliteRecordStore`, `SqliteVectorIndex`: artifacts in a folder; jobs, records and embeddings in SQLite files (Unix) |
-//! | `classifier` | `TextClassifierTrainer`, `TextClassifierLoader`, `Device`: text classification on candle |
+//! | `classifier` | `TextClassifierTrainer`, `TextClassifierLoader`, `Device`: text classification on candle, of hashed n-grams or by fine-tuning encoders of the BERT family |
 //! | `evaluation` | `evaluation`: golden sets, paired comparison, verdicts; needs neither candle nor SQLite |
 //! | `metal`, `cuda`, `accelerate` | hardware that candle can use |
 //!

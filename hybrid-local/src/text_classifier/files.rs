@@ -54,8 +54,21 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// Checks that `bytes` can be taken of the memory that is free, where the system says so, and of `limit`.
+///
+/// # Errors
+/// `ResourceExhausted` that names both.
+pub(super) fn check_memory(operation: &'static str, bytes: u64, limit: Option<u64>) -> Result<()> {
+    let limit = [limit, available_memory()].into_iter().flatten().min().unwrap_or(u64::MAX);
+    if bytes <= limit {
+        return Ok(());
+    }
+    let message = "the model does not fit into memory; free some or use a smaller model";
+    Err(Error::new(ErrorKind::ResourceExhausted, operation, message).with("needed", bytes).with("limit", limit))
+}
+
 /// Memory that can be taken without swapping, in bytes, where the system says so.
-pub(super) fn available_memory() -> Option<u64> {
+fn available_memory() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)

@@ -28,19 +28,30 @@ pub(super) fn smooth_targets(targets: &[usize], labels: usize, smoothing: f64) -
 /// # Errors
 /// `Internal` that names the first parameter whose gradient is missing, not finite or zero throughout.
 pub(super) fn check<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a Var)>, gradients: &GradStore) -> Result<()> {
-    for (name, parameter) in parameters {
-        let refuse = |message: &'static str| Err(Error::internal("check gradients", message).with("parameter", name));
-        let Some(gradient) = gradients.get(parameter) else {
-            return refuse("the parameter has no gradient: an operator on its way to the loss is not differentiable");
-        };
-        let size =
-            gradient.abs().and_then(|g| g.sum_all()?.to_scalar::<f32>()).map_err(tensor_error("check gradients"))?;
-        if !size.is_finite() {
-            return refuse("the parameter's gradient is not finite");
-        }
-        if size == 0.0 {
-            return refuse("the parameter's gradient is zero throughout: nothing would be learnt");
-        }
+    let mut parameters = parameters.into_iter();
+    parameters.try_for_each(|(name, parameter)| prove(name, parameter, gradients, Proof::FiniteAndNotZero))
+}
+
+/// What a parameter's gradient has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// There and finite: it is zero by its nature.
+    Finite,
+    FiniteAndNotZero,
+}
+
+/// As [`check`] for one parameter.
+pub(super) fn prove(name: &str, parameter: &Var, gradients: &GradStore, proof: Proof) -> Result<()> {
+    let refuse = |message: &'static str| Err(Error::internal("check gradients", message).with("parameter", name));
+    let Some(gradient) = gradients.get(parameter) else {
+        return refuse("the parameter has no gradient: an operator on its way to the loss is not differentiable");
+    };
+    let size = gradient.abs().and_then(|g| g.sum_all()?.to_scalar::<f32>()).map_err(tensor_error("check gradients"))?;
+    if !size.is_finite() {
+        return refuse("the parameter's gradient is not finite");
+    }
+    if size == 0.0 && proof == Proof::FiniteAndNotZero {
+        return refuse("the parameter's gradient is zero throughout: nothing would be learnt");
     }
     Ok(())
 }

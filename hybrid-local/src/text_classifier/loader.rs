@@ -4,13 +4,13 @@ use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use hybrid_core::{
-    Digest, Document, Error, ErrorKind, InferenceBackend, Manifest, ModelLoader, Result, ServedModel, Task,
-    task::Classify,
+    Digest, Document, Error, InferenceBackend, Manifest, ModelLoader, Result, ServedModel, Task, task::Classify,
 };
 
 use super::{
-    CONFIG, HASHED_ARCHITECTURE, MAX_CONFIG_BYTES, WEIGHTS,
+    ADAPTER, BERT_ARCHITECTURE, CONFIG, HASHED_ARCHITECTURE, MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, TOKENIZER, WEIGHTS,
     backend::{Network, Reading, TextClassifier},
+    encoder::{BertConfig, BertModel},
     files,
     hashed::{HashedConfig, HashedModel},
     tensors,
@@ -22,12 +22,15 @@ const OPERATION: &str = "load classifier";
 /// Loads the versions that [`TextClassifierTrainer`](crate::TextClassifierTrainer) makes.
 ///
 /// # Behavior
-/// - Knows the architecture `hashed-text-classifier/1`; another is [`Unsupported`](ErrorKind::Unsupported).
+/// - Knows the architectures `hashed-text-classifier/1` and `bert-text-classifier/1`; another is [`Unsupported`](hybrid_core::ErrorKind::Unsupported).
+///   A version needs its own files alone, not the base model that it was made of.
 /// - Reads Safetensors and JSON, nothing else. What is missing, malformed or of another shape than the configuration says is
-///   [`Corrupt`](ErrorKind::Corrupt) and named.
-/// - What does not fit into the memory that is free, or into the limit set, is [`ResourceExhausted`](ErrorKind::ResourceExhausted), before
+///   [`Corrupt`](hybrid_core::ErrorKind::Corrupt) and named.
+/// - What does not fit into the memory that is free, or into the limit set, is [`ResourceExhausted`](hybrid_core::ErrorKind::ResourceExhausted), before
 ///   it is read. Free memory is known on Linux alone; elsewhere set a limit.
-/// - Texts above 64 KiB are refused by the backend with [`TooLarge`](ErrorKind::TooLarge).
+/// - Texts above 64 KiB are refused by the backend with [`TooLarge`](hybrid_core::ErrorKind::TooLarge). Of a text with more tokens than the version reads,
+///   which [`Limits::input_tokens`](hybrid_core::Limits::input_tokens) says, the first are read, and the reply has the note `truncated` with
+///   both numbers.
 /// - Needs a tokio runtime: reading and computing run on its blocking threads.
 #[derive(Clone, Debug)]
 pub struct TextClassifierLoader {
@@ -48,29 +51,10 @@ impl TextClassifierLoader {
         self
     }
 
-    /// Checks that `bytes` can be taken.
-    fn check_memory(&self, bytes: u64) -> Result<()> {
-        let limit = [self.memory_limit, files::available_memory()].into_iter().flatten().min().unwrap_or(u64::MAX);
-        if bytes <= limit {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::ResourceExhausted,
-            OPERATION,
-            "the model does not fit into memory; free some or use a smaller model",
-        )
-        .with("needed", bytes)
-        .with("limit", limit))
-    }
-
     fn load_hashed(&self, folder: &Path, model: ServedModel) -> Result<Arc<dyn InferenceBackend<Classify>>> {
-        let path = folder.join(CONFIG);
-        let config = HashedConfig::decode(&files::read(&path, MAX_CONFIG_BYTES)?);
-        let config = config
-            .and_then(|config| config.check().map(|()| config))
-            .map_err(|error| error.with("path", path.display()))?;
+        let config: HashedConfig = read_config(folder, HashedConfig::check)?;
         // While loading, the file's bytes and its tensors are in memory side by side.
-        self.check_memory(2 * config.tensor_bytes())?;
+        files::check_memory(OPERATION, 2 * config.tensor_bytes(), self.memory_limit)?;
         let path = folder.join(WEIGHTS);
         let (tensors, _) = tensors::decode(&files::read(&path, config.tensor_bytes() + MAX_CONFIG_BYTES)?, &path)?;
         let network =
@@ -78,6 +62,28 @@ impl TextClassifierLoader {
         let backend = TextClassifier::new(network, model, &self.device);
         Ok(Arc::new(backend))
     }
+
+    fn load_bert(&self, folder: &Path, model: ServedModel) -> Result<Arc<dyn InferenceBackend<Classify>>> {
+        let config: BertConfig = read_config(folder, BertConfig::check)?;
+        let bytes = config.tensor_bytes();
+        files::check_memory(OPERATION, 2 * bytes, self.memory_limit)?;
+        let read = |name: &str| {
+            let path = folder.join(name);
+            tensors::decode(&files::read(&path, bytes + MAX_CONFIG_BYTES)?, &path).map(|(tensors, _)| tensors)
+        };
+        let adapter = if config.has_adapter() { read(ADAPTER)? } else { Default::default() };
+        let (tokenizer, weights) = (files::read(&folder.join(TOKENIZER), MAX_TOKENIZER_BYTES)?, read(WEIGHTS)?);
+        let network = BertModel::new(config, &tokenizer, weights, adapter, &self.device)
+            .map_err(|error| error.with("path", folder.display()))?;
+        Ok(Arc::new(TextClassifier::new(network, model, &self.device)))
+    }
+}
+
+/// Reads a version's configuration and checks it.
+fn read_config<C: Document>(folder: &Path, check: impl Fn(&C) -> Result<()>) -> Result<C> {
+    let path = folder.join(CONFIG);
+    let config = C::decode(&files::read(&path, MAX_CONFIG_BYTES)?);
+    config.and_then(|config| check(&config).map(|()| config)).map_err(|error| error.with("path", path.display()))
 }
 
 #[async_trait]
@@ -97,6 +103,7 @@ impl ModelLoader<Classify> for TextClassifierLoader {
         let (this, folder, architecture) = (self.clone(), folder.to_owned(), manifest.architecture.clone());
         let work = tokio::task::spawn_blocking(move || match &*architecture {
             HASHED_ARCHITECTURE => this.load_hashed(&folder, model),
+            BERT_ARCHITECTURE => this.load_bert(&folder, model),
             _ => Err(Error::unsupported(OPERATION, "the architecture is unknown; an upgrade may know it")
                 .with("architecture", architecture)),
         });

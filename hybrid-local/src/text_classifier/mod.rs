@@ -1,12 +1,14 @@
 //! A text classifier that is trained and served on this machine.
 //!
 //! [`TextClassifierTrainer`] makes a version's files of judgments, [`TextClassifierLoader`] a backend of a version's files. The parts, from the
-//! text up: `features` hashes n-grams, `hashed` is the network over them, `training` is the loop with folds, early stopping and checkpoints,
-//! `calibration` turns logits into probabilities that can be believed, `backend` serves.
+//! text up: `features` hashes n-grams, `hashed` is the network over them, `encoder` is the network over the tokens of a base model,
+//! `training` is the loop with folds, early stopping and checkpoints, `calibration` turns logits into probabilities that can be believed,
+//! `backend` serves.
 
 mod backend;
 mod calibration;
 mod checkpoint;
+mod encoder;
 mod examples;
 mod features;
 mod files;
@@ -28,10 +30,14 @@ pub use loader::TextClassifierLoader;
 pub use trainer::TextClassifierTrainer;
 
 const HASHED_ARCHITECTURE: &str = "hashed-text-classifier/1";
+const BERT_ARCHITECTURE: &str = "bert-text-classifier/1";
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
+const ADAPTER: &str = "adapter.safetensors";
+const TOKENIZER: &str = "tokenizer.json";
 /// Room for a configuration, or for the header of a file of tensors.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 /// The longest text that is read, in bytes of UTF-8.
 const MAX_TEXT_BYTES: usize = 64 << 10;
 /// The most texts in one request.

@@ -30,6 +30,15 @@ impl Random {
         (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
+    /// `count` numbers of which a `share` (to 1/65,536) is zero and the rest one over the other share, so that the mean is one.
+    pub(super) fn mask(&mut self, count: usize, share: f64) -> Vec<f32> {
+        let (limit, kept) = ((share * 65_536.0) as u16, (1.0 / (1.0 - share)) as f32);
+        let mut draws = vec![0u8; 2 * count];
+        self.0.fill_bytes(&mut draws);
+        let keep = |draw: &[u8; 2]| if u16::from_le_bytes(*draw) < limit { 0.0 } else { kept };
+        draws.as_chunks().0.iter().map(keep).collect()
+    }
+
     /// Puts `items` in random order (Fisher and Yates).
     pub(super) fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
@@ -72,6 +81,16 @@ mod tests {
         let mean = draws.iter().map(|&x| f64::from(x)).sum::<f64>() / 20_000.0;
         let variance = draws.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / 20_000.0;
         assert!(mean.abs() < 0.05 && (variance.sqrt() - 2.0).abs() < 0.05, "mean {mean}, variance {variance}");
+    }
+
+    #[test]
+    fn a_mask_leaves_out_its_share_and_keeps_the_mean() {
+        for share in [0.0, 0.1, 0.5] {
+            let mask = Random::of(7, "test", [0, 0]).mask(40_001, share);
+            let zeros = mask.iter().filter(|&&x| x == 0.0).count() as f64 / 40_001.0;
+            let mean = mask.iter().map(|&x| f64::from(x)).sum::<f64>() / 40_001.0;
+            assert!((zeros - share).abs() < 0.01 && (mean - 1.0).abs() < 0.02, "{share}: {zeros}, {mean}");
+        }
     }
 
     #[test]

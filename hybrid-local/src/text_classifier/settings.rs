@@ -35,6 +35,30 @@ impl<'a> Settings<'a> {
         number.ok_or_else(|| out_of_range(name, value, "a number", &range))
     }
 
+    /// One of the words `known`, by default the first.
+    pub(super) fn one_of(&self, name: &'static str, known: &[&'static str]) -> Result<&'static str> {
+        let Some(value) = self.get(name) else { return Ok(known.first().copied().unwrap_or_default()) };
+        let word = known.iter().find(|word| value.as_str() == Some(word));
+        word.copied().ok_or_else(|| not_of(name, value, "one of", known))
+    }
+
+    /// A list of different words out of `known`, at least one.
+    pub(super) fn some_of(
+        &self,
+        name: &'static str,
+        default: &[&'static str],
+        known: &[&'static str],
+    ) -> Result<Vec<String>> {
+        let Some(value) = self.get(name) else { return Ok(default.iter().map(|&word| word.to_owned()).collect()) };
+        let words: Option<Vec<&str>> = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+        let fits = |words: &Vec<&str>| {
+            let known = |(i, word): (usize, &&str)| known.contains(word) && !words[..i].contains(word);
+            !words.is_empty() && words.iter().enumerate().all(known)
+        };
+        let words = words.filter(fits).ok_or_else(|| not_of(name, value, "a list of different words out of", known))?;
+        Ok(words.into_iter().map(str::to_owned).collect())
+    }
+
     /// Refuses what nobody asked for.
     pub(super) fn finish(self) -> Result<()> {
         let known = self.known.into_inner();
@@ -54,6 +78,11 @@ impl<'a> Settings<'a> {
 
 /// The refusal of a setting whose value alone or beside another makes no sense.
 pub(super) fn refuse(name: &'static str, value: impl Display, message: &'static str) -> Error {
+    Error::invalid(OPERATION, message).with("name", name).with("value", value)
+}
+
+fn not_of(name: &'static str, value: &Value, kind: &str, known: &[&str]) -> Error {
+    let message = format!("the hyperparameter has to be {kind} {}", known.join(", "));
     Error::invalid(OPERATION, message).with("name", name).with("value", value)
 }
 
@@ -88,6 +117,24 @@ mod tests {
             assert_eq!(error.context("name"), Some(name));
         }
         assert!(settings.finish().is_ok());
+    }
+
+    #[test]
+    fn words_are_those_known_and_each_comes_once() {
+        let given =
+            values(&[("one", json!("b")), ("some", json!(["b", "a"])), ("odd", json!(["b", "b"])), ("no", json!(1))]);
+        let settings = Settings::new(&given);
+        assert_eq!(settings.one_of("one", &["a", "b"]).unwrap(), "b");
+        assert_eq!(settings.one_of("absent", &["a", "b"]).unwrap(), "a");
+        assert_eq!(settings.some_of("some", &["c"], &["a", "b", "c"]).unwrap(), ["b", "a"]);
+        assert_eq!(settings.some_of("absent", &["c"], &["a", "b", "c"]).unwrap(), ["c"]);
+        for name in ["some", "odd", "no"] {
+            assert_eq!(settings.one_of(name, &["a"]).unwrap_err().context("name"), Some(name));
+        }
+        for name in ["one", "odd", "no"] {
+            assert_eq!(settings.some_of(name, &[], &["a", "b"]).unwrap_err().context("name"), Some(name));
+        }
+        assert_eq!(settings.some_of("some", &[], &["a"]).unwrap_err().context("name"), Some("some"));
     }
 
     #[test]

@@ -1,28 +1,36 @@
 //! From judgments to a version's files.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use async_trait::async_trait;
 use hybrid_core::{
-    Cancellation, Candidate, CandidateFile, CandidateOutput, Digest, Document, Error, FileName, Hasher, Requirements,
-    Result, Task, TrainPlan, TrainRun, Trainer, TrainerProfile, task::Classify,
+    BaseModel, Cancellation, Candidate, CandidateFile, CandidateOutput, Digest, Document, Error, FileName, Hasher,
+    Requirements, Result, Task, TrainPlan, TrainRun, Trainer, TrainerProfile, task::Classify,
 };
 
 use super::{
-    CONFIG, HASHED_ARCHITECTURE, WEIGHTS,
+    ADAPTER, BERT_ARCHITECTURE, CONFIG, HASHED_ARCHITECTURE, TOKENIZER, WEIGHTS,
     checkpoint::Checkpoint,
+    encoder::{Base, BertMethod, BertSettings, Mode, Places, version_tensors},
     examples::Examples,
     files,
     hashed::{HashedMethod, HashedSettings},
     settings::Settings,
     tensors,
-    training::{self, Figures},
+    training::{self, Figures, Trained},
 };
 use crate::Device;
 
 const OPERATION: &str = "train";
 const NAME: &str = concat!("hybrid-local/", env!("CARGO_PKG_VERSION"));
 const HASHED: &str = "hashed-text";
+const BERT_FULL: &str = "bert-full";
+const BERT_LORA: &str = "bert-lora";
+const METHODS: [&str; 3] = [HASHED, BERT_FULL, BERT_LORA];
 
 /// Trains text classifiers from judgments.
 ///
@@ -30,6 +38,15 @@ const HASHED: &str = "hashed-text";
 /// | method | what it trains | base |
 /// |---|---|---|
 /// | `hashed-text` | embeddings of hashed words and character n-grams with a linear layer; needs no downloaded weights | none |
+/// | `bert-full` | an encoder of the BERT family, whole, with a head | folder or hub |
+/// | `bert-lora` | low-rank matrices beside the weights of its attention, with a head; the encoder stays as it is | folder or hub |
+///
+/// # Bases
+/// A model in Hugging Face layout: `config.json`, `tokenizer.json`, `model.safetensors`, of the types `bert`, `roberta`, `xlm-roberta`,
+/// `camembert` and `distilbert`. [`BaseModel::Folder`] names its folder. [`BaseModel::Hub`] names a model in the Hugging Face hub's cache as
+/// `organisation/name` or `organisation/name@revision`; nothing is fetched, and what is missing is
+/// [`NotFound`](hybrid_core::ErrorKind::NotFound) with the command that fetches it. The cache is where `HF_HUB_CACHE`, `HF_HOME` and the
+/// like say, or where [`with_hub_cache`](Self::with_hub_cache) does.
 ///
 /// # Hyperparameters of `hashed-text`
 /// | name | range | default | what it is |
@@ -48,22 +65,52 @@ const HASHED: &str = "hashed-text";
 /// | `hold_out` | 0.05 to 0.5 | 0.15 | share held out where `folds` is 1 |
 /// | `checkpoint_steps` | 1 to 1,000,000 | 250 | steps between two checkpoints |
 ///
+/// # Hyperparameters of `bert-full` and `bert-lora`
+/// | name | range | default | what it is |
+/// |---|---|---|---|
+/// | `epochs` | 1 to 1,000 | 5, `bert-lora` 10 | passes over the texts at most; early stopping takes the best number |
+/// | `batch_size` | 1 to 1,024 | 16 | texts a step |
+/// | `learning_rate` | 1e-8 to 1 | 5e-5, `bert-lora` 1e-3 | of AdamW, rising over the warm-up, then falling to zero in a line |
+/// | `head_learning_rate` | 1e-8 to 1 | 1e-3 | the same for the head, which starts from nothing |
+/// | `weight_decay` | 0 to 1 | 0.01 | share of a matrix that a step of learning rate 1 takes away |
+/// | `warm_up` | 0 to 0.9 | 0.1 | share of the steps over which the learning rate rises |
+/// | `clip_norm` | 1e-3 to 1e6 | 1 | length that all gradients together are cut to |
+/// | `dropout` | 0 to 0.9 | 0.1 | share of each layer's results that a step leaves out; attention's shares are left whole |
+/// | `label_smoothing` | 0 to 0.5 | 0.05 | share of each target that is spread over all labels |
+/// | `max_tokens` | 8 to the base's positions | the base's positions | tokens of a text that are read, in training as in service |
+/// | `pooling` | `cls`, `mean` | `cls` | what the head reads: the first token's row, or the mean of all |
+/// | `lora_rank` | 1 to 256 | 8 | rank of the matrices (`bert-lora`) |
+/// | `lora_alpha` | 1e-3 to 1e4 | 16 | the matrices' product counts `lora_alpha / lora_rank` times (`bert-lora`) |
+/// | `lora_targets` | list of `query`, `key`, `value`, `output` | `query`, `value` | weights that have matrices beside them (`bert-lora`) |
+/// | `folds` | 1 to 20 | 1 | as above |
+/// | `hold_out`, `checkpoint_steps` | | | as above |
+///
 /// # Behavior
-/// - Declares itself resumable and reproducible, and is: files depend on plan and device alone, byte for byte.
+/// - Declares itself resumable and reproducible, and is: files depend on plan, base and device alone, byte for byte.
 /// - A judgment of another task, without a text or label, or with a text above 64 KiB is refused by its id.
 /// - The temperature, the number of epochs and the metrics `valid_accuracy`, `valid_loss`, `ece` and `ece_uncalibrated` (15 bins) come from
-///   texts that the model asked had not seen. The other metrics: `train_loss` (last epoch), `temperature`, `epochs`, `steps`, `seconds` (this attempt).
+///   texts that the model asked had not seen. The other metrics: `train_loss` (last epoch), `temperature`, `epochs`, `steps`, `seconds` (this attempt),
+///   and for encoders `truncated`: the texts of which only the first `max_tokens` tokens were learnt from.
+/// - With an encoder, the first step's gradients are looked at: a parameter that the loss does not reach is an error that names it.
 /// - Progress has one stage, `train`, in steps.
 /// - Needs a tokio runtime: computing runs on its blocking threads. Dropping the future of `train` stops the run.
 #[derive(Clone, Debug)]
 pub struct TextClassifierTrainer {
     device: Device,
+    places: Places,
 }
 
 impl TextClassifierTrainer {
     /// A trainer that computes on `device`.
     pub fn new(device: Device) -> Self {
-        Self { device }
+        Self { device, places: Places::default() }
+    }
+
+    /// The same, with the Hugging Face hub's cache in `folder` instead of where the environment says.
+    #[must_use]
+    pub fn with_hub_cache(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.places.hub_cache = Some(folder.into());
+        self
     }
 
     fn method(plan: &TrainPlan) -> Result<Method> {
@@ -77,10 +124,22 @@ impl TextClassifierTrainer {
                 }
                 Method::Hashed(HashedSettings::read(&settings, plan.seed)?)
             }
+            BERT_FULL | BERT_LORA => {
+                let Some(base) = &plan.base else {
+                    return Err(Error::invalid(
+                        "check plan",
+                        "the method starts from a base model; name a folder or a hub's",
+                    )
+                    .with("method", &plan.method));
+                };
+                Places::check(base)?;
+                let mode = if plan.method == BERT_FULL { Mode::Full } else { Mode::Lora };
+                Method::Bert(base.clone(), BertSettings::read(&settings, mode, plan.seed)?)
+            }
             _ => {
                 return Err(Error::invalid("check plan", "the trainer does not know this method")
                     .with("method", &plan.method)
-                    .with("known", HASHED));
+                    .with("known", METHODS.join(", ")));
             }
         };
         settings.finish()?;
@@ -88,17 +147,17 @@ impl TextClassifierTrainer {
     }
 
     /// What the result depends on beside the data, which the plan fixes.
-    fn run_digest(&self, plan: &TrainPlan, base: &[Digest]) -> Result<Digest> {
+    fn run_digest<'a>(&self, plan: &TrainPlan, base: impl IntoIterator<Item = &'a Digest>) -> Result<Digest> {
         let mut hasher = Hasher::new();
         hasher.update(&plan.encode()?);
-        base.iter().for_each(|digest| hasher.update(digest.as_bytes()));
+        base.into_iter().for_each(|digest| hasher.update(digest.as_bytes()));
         hasher.update(format!("{NAME} on {}", self.device).as_bytes());
         Ok(hasher.finish())
     }
 
     fn train_hashed(&self, settings: HashedSettings, work: &Work) -> Result<Candidate> {
         let Work { plan, run, examples, dropped } = work;
-        let checkpoint = Checkpoint::new(&run.scratch, self.run_digest(plan, &[])?);
+        let checkpoint = Checkpoint::new(&run.scratch, self.run_digest(plan, [])?);
         let method = HashedMethod { examples, settings, device: &self.device };
         let trained = training::train(&&method, examples, &settings.schedule, &checkpoint, run, dropped)?;
         let model = trained.learner.into_model(trained.temperature)?;
@@ -109,7 +168,36 @@ impl TextClassifierTrainer {
         let output = write_candidate(&run.scratch, &files)?;
         checkpoint.remove()?;
         run.progress.report(training::finished(trained.steps));
-        Ok(self.candidate(HASHED_ARCHITECTURE, output, memory, trained.temperature, trained.figures, examples))
+        let metrics = metrics(trained.temperature, trained.figures);
+        Ok(self.candidate(HASHED_ARCHITECTURE, output, memory, metrics, examples))
+    }
+
+    fn train_bert(&self, base: &BaseModel, settings: &BertSettings, work: &Work) -> Result<Candidate> {
+        let Work { plan, run, examples, dropped } = work;
+        let base = Base::read(&self.places.folder(base)?)?;
+        let checkpoint = Checkpoint::new(&run.scratch, self.run_digest(plan, base.digests.values())?);
+        let method = BertMethod::new(examples, &base, settings, &self.device)?;
+        let cut = method.cut();
+        if cut > 0 {
+            tracing::warn!(texts = cut, "texts have more tokens than are read; only their beginning is learnt from");
+        }
+        let Trained { learner, temperature, figures, steps } =
+            training::train(&&method, examples, &settings.schedule, &checkpoint, run, dropped)?;
+        let (config, tensors) = learner.finish(temperature)?;
+        drop(method);
+        let tokenizer = base.tokenizer.clone();
+        let (model, adapter) = version_tensors(tensors, base, config.has_adapter());
+        let memory = config.tensor_bytes() * 2;
+        let (config, model) = (config.encode()?, tensors::encode(&model, None)?);
+        let adapter = adapter.map(|adapter| tensors::encode(&adapter, None)).transpose()?;
+        let mut files = vec![(CONFIG, config.as_ref()), (TOKENIZER, tokenizer.as_slice()), (WEIGHTS, model.as_slice())];
+        files.extend(adapter.as_deref().map(|adapter| (ADAPTER, adapter)));
+        let output = write_candidate(&run.scratch, &files)?;
+        checkpoint.remove()?;
+        run.progress.report(training::finished(steps));
+        let mut metrics = metrics(temperature, figures);
+        metrics.insert("truncated".to_owned(), cut as f64);
+        Ok(self.candidate(BERT_ARCHITECTURE, output, memory, metrics, examples))
     }
 
     fn candidate(
@@ -117,8 +205,7 @@ impl TextClassifierTrainer {
         architecture: &str,
         output: CandidateOutput,
         memory_bytes: u64,
-        temperature: f64,
-        figures: Figures,
+        metrics: BTreeMap<String, f64>,
         examples: &Examples,
     ) -> Candidate {
         Candidate {
@@ -126,7 +213,7 @@ impl TextClassifierTrainer {
             architecture: architecture.to_owned(),
             output,
             requirements: Requirements { memory_bytes },
-            metrics: metrics(temperature, figures),
+            metrics,
             examples: examples.len() as u64,
             device: self.device.to_string(),
         }
@@ -135,6 +222,7 @@ impl TextClassifierTrainer {
 
 enum Method {
     Hashed(HashedSettings),
+    Bert(BaseModel, BertSettings),
 }
 
 /// What a blocking thread is given.
@@ -151,7 +239,7 @@ impl Trainer for TextClassifierTrainer {
     fn profile(&self) -> TrainerProfile {
         TrainerProfile {
             name: format!("{NAME} text-classifier"),
-            methods: vec![HASHED.to_owned()],
+            methods: METHODS.map(str::to_owned).into(),
             resumable: true,
             reproducible: true,
         }
@@ -174,6 +262,7 @@ impl Trainer for TextClassifierTrainer {
         let this = self.clone();
         let training = tokio::task::spawn_blocking(move || match method {
             Method::Hashed(settings) => this.train_hashed(settings, &work),
+            Method::Bert(base, settings) => this.train_bert(&base, &settings, &work),
         });
         let candidate =
             training.await.map_err(|error| Error::internal(OPERATION, "training ended early").with_source(error))?;

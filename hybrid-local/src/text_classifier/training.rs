@@ -1,4 +1,4 @@
-//! The training loop that both methods share.
+//! The training loop that all methods share.
 //!
 //! # Course
 //! The run has phases. First one model for each fold is trained without that fold's texts, and after each epoch says what it makes of them.
@@ -23,6 +23,8 @@ use super::{
 const OPERATION: &str = "train";
 const STAGE: &str = "train";
 const ANSWERS: &str = "answers";
+/// Unseen texts that a learner is asked about between two looks at whether the run is still wanted.
+const ASKED: usize = 128;
 
 /// Makes learners.
 pub(super) trait Method {
@@ -224,7 +226,11 @@ impl<'a> Course<'a> {
         let before: usize = self.parts[..phase].iter().map(Vec::len).sum();
         let labels = self.examples.labels.len();
         let from = (epoch * self.unseen_count() + before) * labels;
-        let logits = learner.logits(part)?.concat();
+        let mut logits = Vec::new();
+        for texts in part.chunks(ASKED) {
+            self.check_wanted()?;
+            logits.extend(learner.logits(texts)?.concat());
+        }
         self.answers[from..from + logits.len()].copy_from_slice(&logits);
         Ok(())
     }

@@ -14,7 +14,11 @@ use hybrid_core::{
 use hybrid_local::{Device, TextClassifierTrainer};
 use serde_json::{Value, json};
 
-use super::{Folders, Site, dataset, judgments, messages, plan};
+use super::{
+    Folders, Site,
+    bert::{METHODS, bert_plan},
+    dataset, judgments, messages, plan,
+};
 
 #[derive(Debug)]
 struct Training {
@@ -30,7 +34,11 @@ impl TrainerHarness for Training {
     }
 
     async fn plan(&self, store: &dyn ArtifactStore) -> Result<TrainPlan> {
-        Ok(plan(self.method, dataset(store, judgments(&messages(24))).await?, self.settings.clone()))
+        let dataset = dataset(store, judgments(&messages(24))).await?;
+        Ok(match self.method {
+            "hashed-text" => plan(self.method, dataset, self.settings.clone()),
+            _ => bert_plan(self.method, "bert", dataset, self.settings.clone()),
+        })
     }
 
     fn invalid(&self, valid: &TrainPlan) -> Vec<TrainPlan> {
@@ -50,6 +58,14 @@ async fn training_hashed_text_keeps_the_trainers_contract() {
         json!({"epochs": 5, "batch_size": 6, "folds": 2, "dimension": 8, "char_max": 3, "checkpoint_steps": 3});
     let training = Training { method: "hashed-text", settings, folders: Folders::new() };
     trainer::run(&training).await.assert();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn training_encoders_keeps_the_trainers_contract() {
+    for method in METHODS {
+        let settings = json!({"epochs": 4, "batch_size": 6, "folds": 2, "checkpoint_steps": 3});
+        trainer::run(&Training { method, settings, folders: Folders::new() }).await.assert();
+    }
 }
 
 #[derive(Debug)]
@@ -77,4 +93,14 @@ async fn serving_hashed_text_keeps_the_inference_contract() {
     let plan = plan("hashed-text", site.dataset.clone(), json!({"epochs": 3}));
     let candidate = site.train(&plan).await.unwrap();
     inference::run(&Serving(site.load(&plan, &candidate).await.unwrap())).await.assert();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn serving_encoders_keeps_the_inference_contract() {
+    for method in METHODS {
+        let site = Site::with(judgments(&messages(30))).await;
+        let plan = bert_plan(method, "distilbert", site.dataset.clone(), json!({"epochs": 1}));
+        let candidate = site.train(&plan).await.unwrap();
+        inference::run(&Serving(site.load(&plan, &candidate).await.unwrap())).await.assert();
+    }
 }

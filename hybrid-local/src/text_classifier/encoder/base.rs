@@ -1,0 +1,242 @@
+//! Where a base model lies: a folder, or the Hugging Face hub's cache on this machine. Nothing is fetched.
+//!
+//! # The hub's cache
+//! `models--{organisation}--{name}/refs/{revision}` holds a commit, `snapshots/{commit}/` its files. The cache is at `HF_HUB_CACHE`, else
+//! `HUGGINGFACE_HUB_CACHE`, else `$HF_HOME/hub`, else `$XDG_CACHE_HOME/huggingface/hub`, else `~/.cache/huggingface/hub`, as in `huggingface_hub`.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use hybrid_core::{BaseModel, Digest, Error, Result};
+
+use super::{config::EncoderConfig, family::Family, tokens::Tokens};
+use crate::text_classifier::{
+    CONFIG, MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, TOKENIZER, WEIGHTS, files,
+    tensors::{self, Array, Tensors, Values},
+};
+
+const OPERATION: &str = "find base model";
+
+/// A base model, read whole.
+#[derive(Debug)]
+pub(in crate::text_classifier) struct Base {
+    pub(super) config: EncoderConfig,
+    /// The encoder's tensors, and the head's first layer where the base has one; by our names.
+    pub(super) tensors: Tensors,
+    pub(in crate::text_classifier) tokenizer: Vec<u8>,
+    /// The SHA-256 of the files, by name.
+    pub(in crate::text_classifier) digests: BTreeMap<String, Digest>,
+}
+
+impl Base {
+    /// Reads the model in `folder`.
+    ///
+    /// # Errors
+    /// `NotFound` that names the missing file and how to get it; `Corrupt` and `Unsupported` that name file and fault.
+    pub(in crate::text_classifier) fn read(folder: &Path) -> Result<Self> {
+        let path = |name: &str| folder.join(name);
+        for name in [CONFIG, TOKENIZER, WEIGHTS] {
+            if !path(name).is_file() {
+                return Err(missing(folder, name));
+            }
+        }
+        let named = |name: &'static str| {
+            let path = path(name);
+            move |error: Error| error.with("path", path.display())
+        };
+        let config_bytes = files::read(&path(CONFIG), MAX_CONFIG_BYTES)?;
+        let (config, family) = EncoderConfig::read(&config_bytes).map_err(named(CONFIG))?;
+        let tokenizer = files::read(&path(TOKENIZER), MAX_TOKENIZER_BYTES)?;
+        Tokens::read(&tokenizer, config.vocabulary, config.max_tokens()).map_err(named(TOKENIZER))?;
+        let needed: u64 = config.tensors().iter().map(|(_, shape)| 4 * shape.iter().product::<usize>() as u64).sum();
+        // Heads of other tasks may lie in the file too; the largest is as large as the table of words.
+        files::check_memory(OPERATION, 2 * needed, None)?;
+        let weights = files::read(&path(WEIGHTS), 2 * needed + MAX_CONFIG_BYTES)?;
+        let (tensors, _) = tensors::decode(&weights, &path(WEIGHTS))?;
+        let tensors = renamed(tensors, &config, family).map_err(named(WEIGHTS))?;
+        let digests = [(CONFIG, &config_bytes), (TOKENIZER, &tokenizer), (WEIGHTS, &weights)]
+            .map(|(name, bytes)| (name.to_owned(), Digest::of(bytes)))
+            .into();
+        Ok(Self { config, tensors, tokenizer, digests })
+    }
+}
+
+/// Picks the encoder's tensors, and the head's first layer, out of a file's, and gives them our names.
+fn renamed(mut theirs: Tensors, config: &EncoderConfig, family: &Family) -> Result<Tensors> {
+    let head = config.head_tensors(0).into_iter().filter(|(name, _)| family.theirs(name).is_some());
+    let head: Vec<_> = head.collect();
+    let has_head = head.iter().all(|(ours, _)| find(&theirs, family, ours).is_some());
+    let mut tensors = Tensors::new();
+    for (ours, shape) in config.tensors().into_iter().chain(head.into_iter().filter(|_| has_head)) {
+        let name = find(&theirs, family, &ours).unwrap_or_else(|| family.theirs(&ours).unwrap_or(ours.clone()));
+        let values = tensors::take_f32(&mut theirs, &name, &shape)?;
+        tensors.insert(ours, Array { shape, values: Values::F32(values) });
+    }
+    Ok(tensors)
+}
+
+/// The name under which a file has our tensor: with the family's prefix or without, and as the first releases called it.
+fn find(theirs: &Tensors, family: &Family, ours: &str) -> Option<String> {
+    let name = family.theirs(ours)?;
+    let old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+    let names = [&name, &old].into_iter().flat_map(|name| [format!("{}{name}", family.prefix), name.clone()]);
+    names.into_iter().find(|name| theirs.contains_key(name))
+}
+
+fn missing(folder: &Path, name: &str) -> Error {
+    let has = |name: &str| folder.join(name).exists();
+    let way_out = if has("model.safetensors.index.json") && name == WEIGHTS {
+        "a base model's file is missing: the weights lie in several files; save the model anew as one"
+    } else if has("pytorch_model.bin") && name == WEIGHTS {
+        "a base model's file is missing: pickled weights are not read; save the model as safetensors"
+    } else if name == TOKENIZER {
+        "a base model's file is missing; save it with the `tokenizers` library or `AutoTokenizer.save_pretrained`"
+    } else {
+        "a base model's file is missing; the folder has to hold config.json, tokenizer.json and model.safetensors"
+    };
+    Error::not_found(OPERATION, way_out).with("file", name).with("folder", folder.display())
+}
+
+/// Where base models are looked for.
+#[derive(Clone, Debug, Default)]
+pub(in crate::text_classifier) struct Places {
+    /// The hub's cache; by default where the environment says.
+    pub(in crate::text_classifier) hub_cache: Option<PathBuf>,
+}
+
+impl Places {
+    /// The folder of a base model's files.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name that is none, `NotFound` that says how to fetch what the cache lacks.
+    pub(in crate::text_classifier) fn folder(&self, base: &BaseModel) -> Result<PathBuf> {
+        match base {
+            BaseModel::Folder(folder) if folder.is_dir() => Ok(folder.clone()),
+            BaseModel::Folder(folder) => {
+                Err(Error::not_found(OPERATION, "the folder does not exist").with("folder", folder.display()))
+            }
+            BaseModel::Hub(name) => self.snapshot(&HubName::parse(name)?),
+            _ => Err(unusable(base)),
+        }
+    }
+
+    /// Checks what can be checked of a base without looking at the disk.
+    pub(in crate::text_classifier) fn check(base: &BaseModel) -> Result<()> {
+        match base {
+            BaseModel::Folder(_) => Ok(()),
+            BaseModel::Hub(name) => HubName::parse(name).map(drop),
+            _ => Err(unusable(base)),
+        }
+    }
+
+    fn snapshot(&self, HubName { model, revision }: &HubName<'_>) -> Result<PathBuf> {
+        let cache = match &self.hub_cache {
+            Some(cache) => cache.clone(),
+            None => hub_cache(|name| std::env::var_os(name)).ok_or_else(|| {
+                Error::not_found(OPERATION, "the hub's cache has no place; set HF_HUB_CACHE or HF_HOME")
+            })?,
+        };
+        let repository = cache.join(format!("models--{}", model.replace('/', "--")));
+        let is_commit = |text: &str| text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let absent = |file: PathBuf| {
+            Error::not_found(
+                OPERATION,
+                "the model is not in the hub's cache; nothing is fetched here, so fetch it before",
+            )
+            .with("model", model)
+            .with("revision", revision)
+            .with("missing", file.display())
+            .with("command", format_args!("hf download {model} {CONFIG} {TOKENIZER} {WEIGHTS} --revision {revision}"))
+        };
+        let commit = if is_commit(revision) {
+            (*revision).to_owned()
+        } else {
+            let path = repository.join("refs").join(revision);
+            let commit = fs::read_to_string(&path).map_err(|_| absent(path.clone()))?.trim().to_owned();
+            if !is_commit(&commit) {
+                return Err(Error::corrupt(OPERATION, "the file does not hold a commit").with("path", path.display()));
+            }
+            commit
+        };
+        let snapshot = repository.join("snapshots").join(commit);
+        match [CONFIG, TOKENIZER, WEIGHTS].into_iter().find(|name| !snapshot.join(name).is_file()) {
+            // Pickled or sharded weights have an answer of their own.
+            Some(WEIGHTS) if snapshot.join("pytorch_model.bin").exists() => Err(missing(&snapshot, WEIGHTS)),
+            Some(name) => Err(absent(snapshot.join(name))),
+            None => Ok(snapshot),
+        }
+    }
+}
+
+fn unusable(base: &BaseModel) -> Error {
+    Error::invalid("check plan", "the method starts from a folder or from a model in the hub's cache")
+        .with("base", format_args!("{base:?}"))
+}
+
+/// `organisation/name` or `name`, and after an `@` the revision, by default `main`.
+struct HubName<'a> {
+    model: &'a str,
+    revision: &'a str,
+}
+
+impl<'a> HubName<'a> {
+    fn parse(text: &'a str) -> Result<Self> {
+        let (model, revision) = text.split_once('@').unwrap_or((text, "main"));
+        let is_part = |part: &str| {
+            let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+            !part.is_empty() && part.len() <= 96 && !part.starts_with('.') && part.bytes().all(known)
+        };
+        if model.split('/').count() <= 2 && model.split('/').all(is_part) && revision.split('/').all(is_part) {
+            return Ok(Self { model, revision });
+        }
+        Err(Error::invalid("check plan", "a model in the hub is named organisation/name or organisation/name@revision")
+            .with("base", format_args!("{text:?}")))
+    }
+}
+
+/// The hub's cache, as the environment says.
+fn hub_cache(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    path("HF_HUB_CACHE")
+        .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
+        .or_else(|| path("HF_HOME").map(|home| home.join("hub")))
+        .or_else(|| path("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
+        .or_else(|| path("HOME").or_else(|| path("USERPROFILE")).map(|home| home.join(".cache/huggingface/hub")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_is_where_the_hubs_own_tools_look() {
+        let all = [
+            ("HF_HUB_CACHE", "/a", "/a"),
+            ("HUGGINGFACE_HUB_CACHE", "/b", "/b"),
+            ("HF_HOME", "/c", "/c/hub"),
+            ("XDG_CACHE_HOME", "/d", "/d/huggingface/hub"),
+            ("HOME", "/e", "/e/.cache/huggingface/hub"),
+        ];
+        for (i, (_, _, expected)) in all.iter().enumerate() {
+            let found = hub_cache(|name| {
+                all[i..].iter().find(|(other, _, _)| *other == name).map(|(_, value, _)| OsString::from(value))
+            });
+            assert_eq!(found, Some(PathBuf::from(expected)));
+        }
+        assert_eq!(hub_cache(|_| None), None);
+    }
+
+    #[test]
+    fn names_that_could_leave_the_cache_are_refused() {
+        for good in ["org/name", "name", "org/name@main", "o.r-g/n_a.me@refs/pr/1"] {
+            assert!(HubName::parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a/b/c", "../b", "a/..", "a//b", "a/b@", "a/b@../../x", "a\\b", "/a", "a/b@.x"] {
+            assert!(HubName::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! The operators out of the tensor library's own, for devices that it has kernels for; every one of them keeps the gradient.
+
+use std::sync::Arc;
+
+use candle_core::{D, Result, Tensor};
+
+use super::{Activation, attention::Spans};
+
+pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
+    let sum = x.matmul(&weight.t()?)?.broadcast_add(bias)?;
+    match activation {
+        Activation::None => Ok(sum),
+        Activation::Gelu => sum.gelu_erf(),
+    }
+}
+
+pub(super) fn norm(
+    x: &Tensor,
+    residual: &Tensor,
+    scale: &Tensor,
+    shift: &Tensor,
+    epsilon: f64,
+    mask: Option<Arc<[f32]>>,
+) -> Result<Tensor> {
+    let x = match mask {
+        Some(mask) => (x * Tensor::from_slice(&mask, x.shape(), x.device())?)?,
+        None => x.clone(),
+    };
+    let sum = (x + residual)?;
+    let centred = sum.broadcast_sub(&sum.mean_keepdim(D::Minus1)?)?;
+    let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?.sqrt()?;
+    centred.broadcast_div(&deviation)?.broadcast_mul(scale)?.broadcast_add(shift)
+}
+
+/// Pads the texts to the longest, masks what is padding, and takes the padding out again.
+pub(super) fn attention(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    spans: &Spans,
+    heads: usize,
+) -> Result<Tensor> {
+    let (device, hidden) = (queries.device(), queries.dim(1)?);
+    let (texts, longest) = (spans.len(), spans.iter().map(|(_, length)| length).max().unwrap_or_default());
+    let (mut into, mut back, mut mask) = (Vec::new(), Vec::new(), Vec::new());
+    for (text, (start, length)) in spans.iter().enumerate() {
+        // Padding repeats the text's first row; the mask hides it.
+        into.extend((0..longest).map(|i| (start + if i < length { i } else { 0 }) as u32));
+        back.extend((0..length).map(|i| (text * longest + i) as u32));
+        mask.extend((0..longest).map(|i| if i < length { 0f32 } else { f32::MIN / 2.0 }));
+    }
+    let into = Tensor::from_vec(into, texts * longest, device)?;
+    let back = Tensor::from_vec(back, spans.rows(), device)?;
+    let mask = Tensor::from_vec(mask, (texts, 1, 1, longest), device)?;
+    let split = |x: &Tensor| {
+        x.index_select(&into, 0)?.reshape((texts, longest, heads, hidden / heads))?.transpose(1, 2)?.contiguous()
+    };
+    let (queries, keys, values) = (split(queries)?, split(keys)?, split(values)?);
+    let scale = 1.0 / ((hidden / heads) as f64).sqrt();
+    let scores = (queries.matmul(&keys.t()?)? * scale)?.broadcast_add(&mask)?;
+    let weights = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
+    let shares = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
+    shares.matmul(&values)?.transpose(1, 2)?.reshape((texts * longest, hidden))?.index_select(&back, 0)
+}

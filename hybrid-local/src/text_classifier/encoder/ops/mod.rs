@@ -1,0 +1,140 @@
+//! The operators of an encoder, all differentiable.
+//!
+//! Texts lie one after another in the rows of a tensor, without padding. Whatever works on rows alone then works on no row in vain;
+//! attention is told where a text begins and ends.
+
+mod attention;
+mod composed;
+mod fused;
+mod kernels;
+mod optimiser;
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+
+pub(super) use attention::Spans;
+pub(super) use optimiser::{Rates, Step, squares, update};
+
+/// What a linear layer ends in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Activation {
+    None,
+    /// `x · Φ(x)`.
+    Gelu,
+}
+
+/// Whose operators to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operators {
+    /// This crate's own, for the processor.
+    Fused,
+    /// The tensor library's.
+    Composed,
+}
+
+impl Operators {
+    pub(super) fn of(device: &candle_core::Device) -> Self {
+        if device.is_cpu() { Self::Fused } else { Self::Composed }
+    }
+
+    /// `activation(x Wᵀ + b)`: `[rows, in]`, `[out, in]` and `[out]` give `[rows, out]`.
+    pub(super) fn linear(self, x: &Tensor, weight: &Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
+        match self {
+            Self::Fused => fused::linear(x, weight, bias, activation),
+            Self::Composed => composed::linear(x, weight, bias, activation),
+        }
+    }
+
+    /// The layer norm of `x · mask + residual`, all `[rows, columns]`; Ba, Kiros and Hinton, "Layer Normalization", 2016.
+    pub(super) fn norm(
+        self,
+        x: &Tensor,
+        residual: &Tensor,
+        [scale, shift]: [&Tensor; 2],
+        epsilon: f64,
+        mask: Option<Arc<[f32]>>,
+    ) -> Result<Tensor> {
+        match self {
+            Self::Fused => fused::norm(x, residual, scale, shift, epsilon, mask),
+            Self::Composed => composed::norm(x, residual, scale, shift, epsilon, mask),
+        }
+    }
+
+    /// The attention of each text over itself: queries, keys and values are `[rows, hidden]`, the result too.
+    pub(super) fn attention(
+        self,
+        [queries, keys, values]: [&Tensor; 3],
+        spans: &Spans,
+        heads: usize,
+    ) -> Result<Tensor> {
+        match self {
+            Self::Fused => fused::attention(queries, keys, values, spans, heads),
+            Self::Composed => composed::attention(queries, keys, values, spans, heads),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+    use crate::text_classifier::random::Random;
+
+    fn var(random: &mut Random, shape: &[usize]) -> Var {
+        Var::from_vec(random.normal(shape.iter().product(), 1.0), shape, &Device::Cpu).unwrap()
+    }
+
+    /// Checks that both kinds of operators give the same result and the same gradients of all inputs.
+    fn check(inputs: &[Var], apply: impl Fn(Operators, &[Var]) -> Result<Tensor>) {
+        let run = |operators| {
+            let result = apply(operators, inputs).unwrap();
+            let weights = Random::of(9, "weights", [0, 0]).normal(result.elem_count(), 1.0);
+            let weights = Tensor::from_vec(weights, result.shape(), &Device::Cpu).unwrap();
+            let gradients = (&result * weights).unwrap().sum_all().unwrap().backward().unwrap();
+            let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let mut values = vec![flat(&result)];
+            values.extend(inputs.iter().map(|input| flat(gradients.get(input).unwrap())));
+            values
+        };
+        for (place, (ours, theirs)) in run(Operators::Fused).iter().zip(run(Operators::Composed)).enumerate() {
+            assert_eq!(ours.len(), theirs.len());
+            for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+                assert!((a - b).abs() < 2e-4 * (1.0 + b.abs()), "{place}[{i}]: {a} and {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn fused_operators_and_their_gradients_are_those_of_the_tensor_library() {
+        let mut random = Random::of(3, "operators", [0, 0]);
+        for activation in [Activation::None, Activation::Gelu] {
+            let inputs = [&[700, 40][..], &[24, 40], &[24]].map(|shape| var(&mut random, shape));
+            check(&inputs, |operators, inputs| operators.linear(&inputs[0], &inputs[1], &inputs[2], activation));
+        }
+        for masked in [false, true] {
+            let inputs = [&[900, 40][..], &[900, 40], &[40], &[40]].map(|shape| var(&mut random, shape));
+            let mask = masked.then(|| (0..900 * 40).map(|i| [0.0, 1.25][i % 5 % 2]).collect::<Arc<[f32]>>());
+            check(&inputs, |operators, inputs| {
+                operators.norm(&inputs[0], &inputs[1], [&inputs[2], &inputs[3]], 1e-5, mask.clone())
+            });
+        }
+        for (heads, hidden) in [(2, 24), (3, 96)] {
+            let spans = Spans::of([3, 1, 17, 40, 5]);
+            let inputs = [(); 3].map(|()| var(&mut random, &[66, hidden]));
+            check(&inputs, |operators, inputs| {
+                operators.attention([&inputs[0], &inputs[1], &inputs[2]], &spans, heads)
+            });
+        }
+    }
+
+    #[test]
+    fn frozen_weights_are_given_no_gradient() {
+        let mut random = Random::of(4, "operators", [0, 0]);
+        let (x, weight, bias) = (var(&mut random, &[6, 4]), var(&mut random, &[3, 4]), var(&mut random, &[3]));
+        let result = fused::linear(&x, &weight.detach(), &bias, Activation::Gelu).unwrap();
+        let gradients = result.sum_all().unwrap().backward().unwrap();
+        assert!(gradients.get(&x).is_some() && gradients.get(&bias).is_some() && gradients.get(&weight).is_none());
+    }
+}
