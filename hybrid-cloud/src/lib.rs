@@ -10,6 +10,8 @@
 //! | `storefront` | yes | [`storefront`]: the HTTP surface as an axum `Router` from a builder over ports, and a server for it |
 //! | `aws` | no | [`aws`]: region, endpoint, credentials, retries and time limits that the AWS adapters share |
 //! | `sqs` | no | [`sqs`]: the job queue on Amazon SQS, with its dead letters, claim checks, FIFO and fair queues |
+//! | `object-store` | no | [`object_store`]: artifacts on GCS, Azure, R2, MinIO and the like |
+//! | `s3` | no | [`s3`]: artifacts, links and staged files on S3 and on servers that speak its protocol |
 //! | `sso` | no | profiles that log in by AWS IAM Identity Center, or whose credentials another program gives |
 //! | `testkit` | no | [`testkit`]: real protocol servers and a proxy that breaks connections, for tests |
 
@@ -17,6 +19,10 @@
 pub mod aws;
 #[cfg(feature = "bedrock")]
 pub mod bedrock;
+#[cfg(feature = "object-store")]
+pub mod object_store;
+#[cfg(feature = "s3")]
+pub mod s3;
 #[cfg(feature = "sqs")]
 pub mod sqs;
 #[cfg(feature = "storefront")]

@@ -29,9 +29,11 @@ pub mod memory;
 mod model;
 mod money;
 mod outbox;
+mod presign;
 mod progress;
 mod queue;
 mod record;
+mod staging;
 mod store;
 pub mod task;
 mod time;
@@ -58,6 +60,7 @@ pub use judgment::{
 pub use model::{ChunkRef, FileEntry, FileName, Lineage, Manifest, ModelLoader, Requirements, Signer};
 pub use money::{Currency, Money, Price, Usage};
 pub use outbox::Outbox;
+pub use presign::{DownloadOptions, Presign, SignedRequest, UploadOptions};
 pub use progress::{NoProgress, Progress, ProgressEvent, ProgressFn};
 pub use queue::{
     DeadLetter, DeadLetters, Delivery, Depth, Guarantees, JobQueue, JobQueueExt, MAX_BODY_BYTES, MAX_DELAY, MessageId,
@@ -67,6 +70,7 @@ pub use record::{
     MAX_PAGE, MAX_RECORD_BYTES, NewRecord, PutCondition, Record, RecordKey, RecordOrder, RecordPage, RecordQuery,
     RecordStore, RecordVersion, prefix_end,
 };
+pub use staging::{StagedFile, Staging};
 pub use store::{
     ArtifactStore, ArtifactStoreExt, Key, ListOptions, MAX_OBJECT_BYTES, ObjectMeta, ReadOptions, check_object_size,
     checked_range,

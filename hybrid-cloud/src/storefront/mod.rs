@@ -106,9 +106,9 @@ pub use identity::{
 };
 #[cfg(feature = "jwt")]
 pub use identity::{JwksUrl, JwtAlgorithm, JwtAuthenticator, JwtOptions, TenantFrom};
-pub use routes::Route;
 #[cfg(feature = "lambda")]
 pub use lambda::Answers;
+pub use routes::Route;
 pub use serve::Drained;
 
 use front::Front;

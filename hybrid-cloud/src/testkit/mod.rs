@@ -43,3 +43,14 @@ pub use process::target_folder;
 pub use proxy::{Fault, FaultProxy, ProxiedRequest};
 pub use python::Python;
 pub use servers::{Ministack, Moto, Seaweed};
+
+/// Makes the bucket `name` on a server for tests.
+///
+/// # Errors
+/// What the server says.
+#[cfg(feature = "s3")]
+pub async fn create_bucket(config: &crate::aws::AwsConfig, name: &str) -> hybrid_core::Result<()> {
+    let client = aws_sdk_s3::config::Builder::from(config.sdk()).force_path_style(true).build();
+    let made = aws_sdk_s3::Client::from_conf(client).create_bucket().bucket(name).send().await;
+    made.map(drop).map_err(|error| crate::aws::aws_error("s3", "create bucket", error).with("bucket", name))
+}

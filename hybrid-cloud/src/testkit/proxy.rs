@@ -7,7 +7,7 @@ use std::{
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -100,6 +100,8 @@ struct Shared {
     closed: AtomicBool,
     requests: AtomicU64,
     faults: AtomicU64,
+    under_way: AtomicUsize,
+    most_at_once: AtomicUsize,
     next_connection: AtomicU64,
 }
 
@@ -128,6 +130,8 @@ impl FaultProxy {
             closed: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             faults: AtomicU64::new(0),
+            under_way: AtomicUsize::new(0),
+            most_at_once: AtomicUsize::new(0),
             next_connection: AtomicU64::new(0),
         });
         let of_acceptor = Arc::clone(&shared);
@@ -199,9 +203,31 @@ impl FaultProxy {
         self.shared.requests.load(Ordering::SeqCst)
     }
 
+    /// The most requests that have been under way at one time.
+    pub fn most_at_once(&self) -> usize {
+        self.shared.most_at_once.load(Ordering::SeqCst)
+    }
+
     /// How many of them had a fault.
     pub fn faults(&self) -> u64 {
         self.shared.faults.load(Ordering::SeqCst)
+    }
+}
+
+/// Counts a request while it is under way.
+struct UnderWay<'a>(&'a Shared);
+
+impl<'a> UnderWay<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let now = shared.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+        shared.most_at_once.fetch_max(now, Ordering::SeqCst);
+        Self(shared)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -274,6 +300,7 @@ impl Shared {
         let mut server: Option<BufReader<TcpStream>> = None;
         while let Some(head) = Head::read(&mut from_client)? {
             let number = self.requests.fetch_add(1, Ordering::SeqCst);
+            let _under_way = UnderWay::new(self);
             let (method, target) = (head.word(0).to_owned(), head.word(1).to_owned());
             let mut request = ProxiedRequest { number, method, target, head };
             let fault = self.decide(&request);

@@ -67,13 +67,19 @@ macro_rules! server {
                 self.program.log()
             }
 
+            /// Options for its endpoint, or for that of a proxy before it.
+            #[cfg(feature = "aws")]
+            pub fn options(endpoint: &str) -> crate::aws::AwsOptions {
+                crate::aws::AwsOptions::local(endpoint, Self::ACCESS_KEY, Self::SECRET_KEY)
+            }
+
             /// A configuration for its endpoint, or for that of a proxy before it.
             ///
             /// # Errors
             /// As [`AwsConfig::load`](crate::aws::AwsConfig::load).
             #[cfg(feature = "aws")]
             pub async fn config(&self, endpoint: &str) -> Result<crate::aws::AwsConfig> {
-                crate::aws::AwsConfig::load(crate::aws::AwsOptions::local(endpoint, Self::ACCESS_KEY, Self::SECRET_KEY)).await
+                crate::aws::AwsConfig::load(Self::options(endpoint)).await
             }
         }
     };

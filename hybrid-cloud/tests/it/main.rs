@@ -3,6 +3,10 @@
 
 #[cfg(feature = "bedrock")]
 mod bedrock;
+#[cfg(feature = "object-store")]
+mod object_store;
+#[cfg(feature = "s3")]
+mod s3;
 #[cfg(all(feature = "sqs", feature = "testkit"))]
 mod sqs;
 #[cfg(feature = "storefront")]
