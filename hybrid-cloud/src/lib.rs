@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | `bedrock` | no | `bedrock`: chat on Amazon Bedrock |
 //! | `storefront` | yes | [`storefront`]: the HTTP surface as an axum `Router` from a builder over ports, and a server for it |
+//! | `jwt` | no | JSON Web Tokens as credentials of the storefront: `JwtAuthenticator` |
 //! | `aws` | no | [`aws`]: region, endpoint, credentials, retries and time limits that the AWS adapters share |
 //! | `sqs` | no | [`sqs`]: the job queue on Amazon SQS, with its dead letters, claim checks, FIFO and fair queues |
 //! | `object-store` | no | [`object_store`]: artifacts on GCS, Azure, R2, MinIO and the like |

@@ -1,6 +1,6 @@
 //! Putting a storefront together.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use hybrid_core::{
     Clock, DataPolicy, DatasetName, Error, IdSource, InferenceBackend, JudgmentSink, Result, SystemClock, SystemIds,
@@ -9,17 +9,22 @@ use hybrid_core::{
 
 use super::{
     Storefront,
+    audit::{Audit, AuditOptions, AuditSink},
     front::{Check, Front, Model, Offer, Ports},
     identity::Authenticator,
+    quota::{Budget, QuotaOf, Quotas, TenantQuota},
 };
 
 const BUILD: &str = "build storefront";
 
 /// Collects the ports of a [`Storefront`].
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct StorefrontBuilder {
     tenant: Option<TenantId>,
     authenticators: Vec<Arc<dyn Authenticator>>,
+    quotas: Option<QuotaOf>,
+    budget: Option<Arc<Budget>>,
+    audit: Option<Audit>,
     policy: DataPolicy,
     clock: Option<Arc<dyn Clock>>,
     ids: Option<Arc<dyn IdSource>>,
@@ -103,6 +108,28 @@ impl StorefrontBuilder {
         self
     }
 
+    /// Limits what each tenant may use. `of` is asked at each request, so what it says may change; it must not block.
+    #[must_use]
+    pub fn quotas(mut self, of: impl Fn(&TenantId) -> TenantQuota + Send + Sync + 'static) -> Self {
+        self.quotas = Some(Box::new(of));
+        self
+    }
+
+    /// Holds the [`money_per_day`](TenantQuota::money_per_day) of the [quotas](Self::quotas). A quota of money without a budget refuses every call
+    /// that has a price.
+    #[must_use]
+    pub fn budget(mut self, budget: Arc<Budget>) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+
+    /// Keeps an entry of each call in `sink`: who did what with which model version, how it went, and what it cost.
+    #[must_use]
+    pub fn audit(mut self, sink: Arc<dyn AuditSink>, options: AuditOptions) -> Self {
+        self.audit = Some(Audit { sink, options });
+        self
+    }
+
     /// Whose requests these are where there is no [authenticator](Self::authenticator) to say so; [`TenantId::single`] by default.
     #[must_use]
     pub fn tenant(mut self, tenant: TenantId) -> Self {
@@ -155,7 +182,21 @@ impl StorefrontBuilder {
     /// # Errors
     /// [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) that names what is missing, malformed, given twice, or a limit of zero.
     pub fn build(self) -> Result<Storefront> {
-        let Self { tenant, authenticators, policy, clock, ids, limits, models, labels, judgments, checks } = self;
+        let Self {
+            tenant,
+            authenticators,
+            quotas,
+            budget,
+            audit,
+            policy,
+            clock,
+            ids,
+            limits,
+            models,
+            labels,
+            judgments,
+            checks,
+        } = self;
         check_models(&models)?;
         if models.is_empty() && judgments.is_none() {
             return Err(Error::invalid(BUILD, "there is nothing to offer; give a model or a place for judgments"));
@@ -176,6 +217,8 @@ impl StorefrontBuilder {
         }
         let clock = clock.unwrap_or_else(|| Arc::new(SystemClock));
         let ports = Ports {
+            audit,
+            quotas: quotas.map(|of| Quotas::new(of, budget, Arc::clone(&clock))),
             tenant: tenant.unwrap_or_else(TenantId::single),
             authenticators,
             policy,
@@ -188,6 +231,12 @@ impl StorefrontBuilder {
             checks,
         };
         Ok(Storefront { front: Arc::new(Front::new(ports)) })
+    }
+}
+
+impl fmt::Debug for StorefrontBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StorefrontBuilder").field("models", &self.models).finish_non_exhaustive()
     }
 }
 

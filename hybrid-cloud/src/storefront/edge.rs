@@ -82,6 +82,7 @@ async fn enter(front: &Front, access: Access, edge: &Edge, request: &mut Request
     let identified = identify(front, edge, request.headers(), request.uri().query()).await?;
     let principal = identified.principal();
     Span::current().record("tenant", tracing::field::display(&principal.tenant));
+    front.count(&identified)?;
     if let Some(scope) = scope.filter(|scope| !principal.scopes.contains(scope)) {
         return Err(Box::new(ApiError::missing_scope(scope)));
     }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use hybrid_core::{Error, ErrorKind, RequestId};
@@ -27,6 +27,8 @@ pub(super) struct ApiError {
     retry_after: Option<Duration>,
     /// The rest of the body is not read: the connection cannot be used again.
     close: bool,
+    /// What `x-should-retry` says to clients that ask it.
+    should_retry: Option<bool>,
     /// The answer says how to authenticate.
     challenge: bool,
     /// For the log alone.
@@ -44,6 +46,7 @@ impl ApiError {
             param: None,
             retry_after: None,
             close: false,
+            should_retry: None,
             challenge: false,
             detail: None,
         }
@@ -89,6 +92,27 @@ impl ApiError {
     pub(super) fn missing_scope(scope: Scope) -> Self {
         let message = format!("these credentials do not have the scope {scope}");
         Self { close: true, ..Self::new(StatusCode::FORBIDDEN, "permission_error", "missing_scope", message) }
+    }
+
+    /// More of something than a tenant may have in a minute.
+    pub(super) fn rate_limited(what: &str, limit: u64, wait: Duration) -> Self {
+        let message = format!("over the limit of {limit} {what}; try again in {} s", whole_seconds(wait));
+        let limited = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded", message);
+        Self { retry_after: Some(wait), should_retry: Some(true), ..limited }
+    }
+
+    pub(super) fn too_many_streams(limit: u32) -> Self {
+        let message = format!("over the limit of {limit} streamed answers at one time; try again when one has ended");
+        let limited = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded", message);
+        Self { retry_after: Some(RETRY), should_retry: Some(true), ..limited }
+    }
+
+    /// The tenant's money is spent for today. Clients try again by themselves unless they are told not to.
+    pub(super) fn budget_spent(error: Error) -> Self {
+        let message = "the day's budget is used up; it begins anew at midnight UTC";
+        let spent = Self::new(StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", "insufficient_quota", message);
+        let retry_after = error.retry_after();
+        Self { retry_after, should_retry: Some(false), detail: Some(Arc::new(error)), ..spent }
     }
 
     /// Nothing of this task is offered to the caller.
@@ -173,9 +197,11 @@ impl ApiError {
         parts.headers.remove(header::CONTENT_LENGTH);
         parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(wait) = self.retry_after {
-            // Whole seconds, rounded up: a caller that obeys is never early.
-            let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1);
-            parts.headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            parts.headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
+        }
+        if let Some(retry) = self.should_retry {
+            let retry = HeaderValue::from_static(if retry { "true" } else { "false" });
+            parts.headers.insert(HeaderName::from_static("x-should-retry"), retry);
         }
         if self.challenge {
             parts.headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -237,6 +263,11 @@ impl IntoResponse for ApiError {
         response.extensions_mut().insert(self);
         response
     }
+}
+
+/// Whole seconds, rounded up: a caller that obeys is never early.
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
 /// The message with the field and the limit it names; other context may name what is the storefront's own.

@@ -40,6 +40,17 @@
 //!
 //! Without one there is a single tenant and nobody is asked: for a listener on loopback, behind a gateway that authenticates, and for tests.
 //!
+//! # Audit
+//! With an [`AuditSink`] each call of a model and each recording of judgments leaves an [`AuditEntry`]. The entry is durable before the answer
+//! leaves. [`AuditLog`] keeps entries in a folder, chained by hashes, and ships them to the bucket; [`verify_folder`] and [`verify_bucket`] prove
+//! that none is missing or changed. Requests that are refused before a call begins leave none.
+//!
+//! # Quotas
+//! What a tenant may use ([`TenantQuota`]) is held before a call begins: the tokens that it is likely to use, and the most that it can cost, by the
+//! bytes sent, the request's own limit of tokens and the backend's limits and price. It is settled when the call ends: with the reply's own usage
+//! and cost, with nothing where it is certain that nothing was done, and otherwise, as when the client hangs up, with what was held. Money is held by
+//! all instances together: see [`Budget`].
+//!
 //! # Judgments
 //! A judgment counts once for each text, whatever is repeated: the latest decision is the one that trains. With an `idempotency_key` (1 to 128
 //! characters of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`, such as the row id of the client's own table) a retry is the very same event: it keeps its
@@ -71,6 +82,8 @@
 //! | 408 | `timeout_error` | `body_timeout` | the body did not arrive within the request's time |
 //! | 413 | `invalid_request_error` | `body_too_large`, `too_large` | over a limit of the storefront, or [`TooLarge`](hybrid_core::ErrorKind::TooLarge) |
 //! | 415 | `invalid_request_error` | `unsupported_media_type`, `unsupported_encoding` | not `application/json`, or compressed |
+//! | 429 | `rate_limit_error` | `rate_limit_exceeded` | the tenant's requests, tokens or streams are at their [quota](TenantQuota); `x-should-retry: true` |
+//! | 429 | `insufficient_quota` | `insufficient_quota` | the tenant's [budget](Budget) is used up until midnight UTC; `x-should-retry: false` |
 //! | 429 | `rate_limit_error` | `rate_limited` | [`RateLimited`](hybrid_core::ErrorKind::RateLimited) |
 //! | 500 | `server_error` | `internal_error` | a panic, or any kind not in this table: what a backend does not find or may not do is not the customer's fault |
 //! | 503 | `server_error` | `unavailable`, `overloaded`, `not_ready` | [`Unavailable`](hybrid_core::ErrorKind::Unavailable), [`ResourceExhausted`](hybrid_core::ErrorKind::ResourceExhausted), [`Cancelled`](hybrid_core::ErrorKind::Cancelled); too many requests at once; not ready |
@@ -84,6 +97,7 @@ use std::sync::Arc;
 
 use axum::{Router, middleware};
 
+mod audit;
 mod body;
 mod builder;
 mod classify;
@@ -96,9 +110,14 @@ mod judgments;
 #[cfg(feature = "lambda")]
 mod lambda;
 mod models;
+mod quota;
 mod routes;
 mod serve;
 
+pub use audit::{
+    AuditEntry, AuditFailure, AuditLog, AuditLogOptions, AuditOptions, AuditSink, AuditedModel, Outcome, Verified,
+    audit_prefix, verify_bucket, verify_folder,
+};
 pub use builder::{StorefrontBuilder, StorefrontLimits};
 pub use front::Offer;
 pub use identity::{
@@ -108,6 +127,7 @@ pub use identity::{
 pub use identity::{JwksUrl, JwtAlgorithm, JwtAuthenticator, JwtOptions, TenantFrom};
 #[cfg(feature = "lambda")]
 pub use lambda::Answers;
+pub use quota::{Budget, Held, TenantQuota};
 pub use routes::Route;
 pub use serve::Drained;
 
@@ -142,6 +162,11 @@ impl Storefront {
     /// Every route that [`router`](Self::router) serves, with what a caller must be allowed to do there.
     pub fn routes(&self) -> Vec<Route> {
         routes::table(&self.front).into_iter().map(|(route, _)| route).collect()
+    }
+
+    /// How many calls left no [audit](StorefrontBuilder::audit) entry because it could not be kept.
+    pub fn unaudited(&self) -> u64 {
+        self.front.unaudited()
     }
 
     /// Makes `/readyz` answer 503 from now on, so that a load balancer looks elsewhere before the storefront stops. Everything else goes on.

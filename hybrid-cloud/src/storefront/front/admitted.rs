@@ -8,8 +8,11 @@ use hybrid_core::{
     BackendProfile, BoxStream, DatasetName, Error, Event, InferenceBackend, Judgment, Reply, Result, Timestamp,
 };
 
-use super::{Front, Identified, Model, Served, call::Call};
-use crate::storefront::{edge::Edge, error::ApiError, identity::Principal};
+use super::{
+    Front, Identified, Model, Served,
+    call::{Call, Purpose, kept},
+};
+use crate::storefront::{audit::AuditedModel, edge::Edge, error::ApiError, identity::Principal, quota::Estimate};
 
 /// A request that was let in, with whose it is. There is no other way to a model or a sink, and none of its answers depends on another tenant.
 #[derive(Clone, Debug)]
@@ -92,8 +95,18 @@ impl Admitted {
         model: &ModelFor<'_, T>,
         request: T::Request,
     ) -> Result<Reply<T>, ApiError> {
-        let call = Call::begin(self)?;
-        Ok(call.cx.run(T::NAME, model.backend.infer(&call.cx, request)).await?)
+        let mut call = Call::begin(self, self.purpose(model, &request, false)?).await?;
+        match call.cx.run(T::NAME, model.backend.infer(&call.cx, request)).await {
+            Ok(reply) => {
+                let answered = self.front.keeps_content().then(|| kept(&reply.response)).flatten();
+                call.done(Some(&reply.meta), answered).await?;
+                Ok(reply)
+            }
+            Err(error) => {
+                call.fail(&error, false);
+                Err(error.into())
+            }
+        }
     }
 
     /// Asks a model for its answer piece by piece. The request's time is for the beginning of the stream; the stream itself may take
@@ -104,12 +117,37 @@ impl Admitted {
         model: &ModelFor<'_, T>,
         request: T::Request,
     ) -> Result<BoxStream<'static, Result<Event<T>>>, ApiError> {
-        let mut call = Call::begin(self)?;
+        let mut call = Call::begin(self, self.purpose(model, &request, true)?).await?;
         let opening = call.cx.clone();
         let late = self.front.limits().stream_timeout;
         call.cx.deadline = Some(self.front.clock().monotonic().plus(late));
-        let events = opening.run(T::NAME, model.backend.stream(&call.cx, request)).await?;
-        Ok(call.watch(events, late))
+        match opening.run(T::NAME, model.backend.stream(&call.cx, request)).await {
+            Ok(events) => {
+                call.begun().await?;
+                Ok(call.watch(events, late))
+            }
+            Err(error) => {
+                call.fail(&error, false);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn purpose<T: Served>(
+        &self,
+        model: &ModelFor<'_, T>,
+        request: &T::Request,
+        streamed: bool,
+    ) -> Result<Purpose, ApiError> {
+        let profile = model.backend.profile();
+        let estimate = Estimate::of::<T>(request, &profile)?;
+        let audited = AuditedModel {
+            offered: model.id().to_owned(),
+            backend: profile.name.clone(),
+            served: profile.model.clone(),
+        };
+        let asked = self.front.keeps_content().then(|| kept(request)).flatten();
+        Ok(Purpose { action: T::NAME, model: Some(audited), estimate, streamed, asked })
     }
 
     /// The labels that judgments may have; `None` for any.
@@ -125,8 +163,16 @@ impl Admitted {
     /// Records all judgments at once under the caller's tenant, so that a sink that commits groups needs one commit. One outcome for each.
     pub(crate) async fn record(&self, judgments: Vec<Judgment>) -> Result<Vec<Result<()>>, ApiError> {
         let (sink, dataset) = self.front.ports.judgments.as_ref().ok_or_else(ApiError::not_found)?;
-        let call = Call::begin(self)?;
-        let recordings = judgments.into_iter().map(|judgment| sink.record(&call.cx.tenant, dataset, judgment));
-        Ok(call.cx.run("record judgments", async { Ok(join_all(recordings).await) }).await?)
+        let asked = self.front.keeps_content().then(|| kept(&judgments)).flatten();
+        let estimate = Estimate::default();
+        let purpose = Purpose { action: "judgments", model: None, estimate, streamed: false, asked };
+        let mut call = Call::begin(self, purpose).await?;
+        let recordings = judgments.into_iter().map(|judgment| sink.record(&self.principal.tenant, dataset, judgment));
+        let recorded = call.cx.run("record judgments", async { Ok(join_all(recordings).await) }).await;
+        match recorded.as_ref().map(|results| results.iter().find_map(|result| result.as_ref().err())) {
+            Ok(None) => call.done(None, None).await?,
+            Ok(Some(error)) | Err(error) => call.fail(error, false),
+        }
+        Ok(recorded?)
     }
 }

@@ -1,6 +1,13 @@
 //! What a storefront holds, out of its handlers' reach: they get to models and sinks through [`Admitted`] alone, which knows the tenant.
 
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use axum::http::HeaderMap;
 use hybrid_core::{Cancellation, Clock, DataPolicy, DatasetName, IdSource, JudgmentSink, Result, TenantId, Timestamp};
@@ -10,6 +17,8 @@ mod admitted;
 mod call;
 mod identify;
 mod offer;
+#[cfg(test)]
+mod tests;
 
 pub(super) use admitted::Admitted;
 pub(super) use identify::{Identified, Refused};
@@ -18,7 +27,9 @@ pub(super) use offer::{Model, Served};
 
 use super::{
     StorefrontLimits,
+    audit::Audit,
     identity::{Authenticator, Principal},
+    quota::Quotas,
 };
 
 /// A storefront's ports. The field is private, and so out of the handlers' reach, on purpose.
@@ -28,6 +39,8 @@ pub(super) struct Front {
     slots: Arc<Semaphore>,
     opened: Timestamp,
     draining: Cancellation,
+    /// Calls of which no entry could be kept.
+    unaudited: AtomicU64,
     /// Who everybody is where nobody is asked.
     anyone: Arc<Principal>,
 }
@@ -36,6 +49,8 @@ pub(super) struct Front {
 #[derive(Debug)]
 pub(super) struct Ports {
     pub(super) tenant: TenantId,
+    pub(super) quotas: Option<Quotas>,
+    pub(super) audit: Option<Audit>,
     pub(super) authenticators: Vec<Arc<dyn Authenticator>>,
     pub(super) policy: DataPolicy,
     pub(super) clock: Arc<dyn Clock>,
@@ -65,6 +80,7 @@ impl Front {
             slots: Arc::new(Semaphore::new(ports.limits.requests.min(Semaphore::MAX_PERMITS))),
             opened: ports.clock.now(),
             draining: Cancellation::new(),
+            unaudited: AtomicU64::new(0),
             anyone: Arc::new(Principal::new(ports.tenant.clone(), "anyone")),
             ports,
         }
@@ -104,6 +120,24 @@ impl Front {
             .filter_map(|check| (check.holds)().err().map(|error| format!("{}: {}", check.name, error.message())));
         let draining = self.draining.is_cancelled().then(|| "the storefront is shutting down".to_owned());
         draining.into_iter().chain(failing).collect()
+    }
+
+    /// Whether audit entries hold what was asked and answered.
+    fn keeps_content(&self) -> bool {
+        self.ports.audit.as_ref().is_some_and(|audit| audit.options.content)
+    }
+
+    fn count_unaudited(&self) {
+        self.unaudited.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn unaudited(&self) -> u64 {
+        self.unaudited.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request of somebody's, unless they have had too many.
+    pub(super) fn count(&self, identified: &Identified) -> Result<(), Refused> {
+        self.ports.quotas.as_ref().map_or(Ok(()), |quotas| quotas.request(&identified.principal().tenant))
     }
 
     /// Who sends a request with these headers.

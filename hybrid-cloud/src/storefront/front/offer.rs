@@ -7,6 +7,8 @@ use hybrid_core::{
     task::{Chat, Classify, Embed, GenerateImage, Transcribe},
 };
 
+use crate::storefront::quota::Estimated;
+
 /// The name under which customers ask for a model, and which of them may.
 ///
 /// ```
@@ -86,7 +88,7 @@ pub(crate) enum Backend {
 }
 
 /// A task that storefronts serve.
-pub(crate) trait Served: Task {
+pub(crate) trait Served: Estimated {
     fn wrap(backend: Arc<dyn InferenceBackend<Self>>) -> Backend;
     fn unwrap(backend: &Backend) -> Option<&Arc<dyn InferenceBackend<Self>>>;
 }

@@ -1,9 +1,12 @@
+mod audit;
+mod budget;
 mod classify;
 mod credentials;
 mod edge;
 mod identity;
 mod judgments;
 mod operations;
+mod quota;
 mod refusals;
 mod rig;
 mod shutdown;

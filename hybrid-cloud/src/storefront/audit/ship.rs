@@ -1,0 +1,81 @@
+//! From the folder to the bucket.
+
+use std::{fs, io, time::Duration};
+
+use hybrid_core::{ArtifactStore, ArtifactStoreExt, Cancellation, Clock, Error, Result};
+
+use super::{
+    AuditLog,
+    chain::{segment_key, segments, unreadable},
+};
+
+impl AuditLog {
+    /// Creates each sealed segment in the bucket that is not there yet, in order; answers with how many were. The files stay where they are.
+    ///
+    /// # Errors
+    /// Those of the disk and the store; [`AlreadyExists`](hybrid_core::ErrorKind::AlreadyExists) where another log of the same writer's name is in
+    /// the bucket. What was shipped is not shipped again.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves a segment that the next call creates again, with the same bytes.
+    pub async fn ship(&self, store: &dyn ArtifactStore) -> Result<usize> {
+        let _one = self.shipping.lock().await;
+        let folder = self.folder.clone();
+        let mut sealed = on_disk(move || segments(&folder)).await?;
+        // The last one is being written.
+        sealed.pop();
+        let mut shipped = 0;
+        for (first, name) in sealed {
+            let (path, marker) = (self.folder.join(&name), self.folder.join(format!("{first:020}.shipped")));
+            let read = {
+                let marker = marker.clone();
+                on_disk(move || {
+                    if marker.exists() {
+                        Ok(None)
+                    } else {
+                        fs::read(&path).map(Some).map_err(|error| unreadable(&path, error))
+                    }
+                })
+            };
+            let Some(bytes) = read.await? else { continue };
+            store.create_same(&segment_key(&self.writer, first)?, bytes.into()).await?;
+            on_disk(move || fs::write(&marker, b"").map_err(|error| unreadable(&marker, error))).await?;
+            shipped += 1;
+        }
+        Ok(shipped)
+    }
+
+    /// Seals and [ships](Self::ship) every `interval` until `stop` is raised, and once more then: for a task of its own. What fails is tried again.
+    pub async fn ship_every(
+        &self,
+        store: &dyn ArtifactStore,
+        interval: Duration,
+        clock: &dyn Clock,
+        stop: Cancellation,
+    ) {
+        loop {
+            let stopping = tokio::select! {
+                biased;
+                () = stop.cancelled() => true,
+                () = clock.sleep(interval) => false,
+            };
+            let outcome = match self.seal().await {
+                Ok(()) => self.ship(store).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "audit segments could not be shipped; they stay on this machine");
+            }
+            if stopping {
+                return;
+            }
+        }
+    }
+}
+
+/// Runs `work` where blocking is allowed.
+async fn on_disk<R: Send + 'static>(work: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        Error::internal("read audit log", "the task was lost").with_source(io::Error::other(error.to_string()))
+    })?
+}
