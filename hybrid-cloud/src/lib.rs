@@ -14,6 +14,7 @@
 //! | `object-store` | no | [`object_store`]: artifacts on GCS, Azure, R2, MinIO and the like |
 //! | `s3` | no | [`s3`]: artifacts, links and staged files on S3 and on servers that speak its protocol |
 //! | `sso` | no | profiles that log in by AWS IAM Identity Center, or whose credentials another program gives |
+//! | `openai` | no | [`openai`]: chat, embeddings and transcription on any server that speaks the OpenAI API |
 //! | `testkit` | no | [`testkit`]: real protocol servers and a proxy that breaks connections, for tests |
 
 #[cfg(feature = "aws")]
@@ -22,6 +23,8 @@ pub mod aws;
 pub mod bedrock;
 #[cfg(feature = "object-store")]
 pub mod object_store;
+#[cfg(feature = "openai")]
+pub mod openai;
 #[cfg(feature = "s3")]
 pub mod s3;
 #[cfg(feature = "sqs")]
@@ -30,3 +33,5 @@ pub mod sqs;
 pub mod storefront;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+#[cfg(any(feature = "openai", feature = "storefront"))]
+mod wire;

@@ -1,11 +1,11 @@
-//! Reading a request's JSON.
+//! Reading a request's JSON, or its form.
 
 use std::{pin::pin, sync::Arc};
 
 use axum::{
     body::{Body, Bytes},
     extract::{FromRequest, Request},
-    http::{HeaderMap, header},
+    http::{HeaderMap, header, request::Parts},
 };
 use futures_util::{
     StreamExt,
@@ -61,13 +61,7 @@ impl FromRequest<Arc<Front>> for JsonText {
     async fn from_request(request: Request, front: &Arc<Front>) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
         check_headers(&parts.headers)?;
-        let edge = parts.extensions.get::<Edge>().cloned();
-        let edge = edge.ok_or_else(|| Error::internal("read body", "the request came past the edge"))?;
-        let too_late = front.clock().sleep(edge.deadline.since(front.clock().monotonic()));
-        let bytes = match select(pin!(read(&parts.headers, body, front.limits().body_bytes)), too_late).await {
-            Either::Left((read, _)) => read?,
-            Either::Right(_) => return Err(ApiError::body_timeout(front.limits().request_timeout)),
-        };
+        let bytes = read_in_time(&parts, body, front, front.limits().body_bytes).await?;
         let text = String::from_utf8(bytes).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
             ApiError::invalid("invalid_utf8", format!("the body must be UTF-8 and is not at byte {at}"))
@@ -76,9 +70,43 @@ impl FromRequest<Arc<Front>> for JsonText {
     }
 }
 
+/// The body of a `multipart/form-data` request, within the limit of uploads.
+#[derive(Debug)]
+pub(super) struct Upload {
+    pub(super) boundary: String,
+    pub(super) bytes: Bytes,
+}
+
+impl FromRequest<Arc<Front>> for Upload {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, front: &Arc<Front>) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let media_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let boundary = multer::parse_boundary(media_type.unwrap_or_default()).map_err(|_| {
+            let message = "the content-type must be multipart/form-data with a boundary";
+            ApiError::media_type("unsupported_media_type", message)
+        })?;
+        check_coding(&parts.headers)?;
+        let bytes = read_in_time(&parts, body, front, front.limits().upload_bytes).await?.into();
+        Ok(Self { boundary, bytes })
+    }
+}
+
+async fn read_in_time(parts: &Parts, body: Body, front: &Front, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let edge = parts.extensions.get::<Edge>();
+    let edge = edge.ok_or_else(|| Error::internal("read body", "the request came past the edge"))?;
+    let too_late = front.clock().sleep(edge.deadline.since(front.clock().monotonic()));
+    match select(pin!(read(&parts.headers, body, limit)), too_late).await {
+        Either::Left((read, _)) => read,
+        Either::Right(_) => Err(ApiError::body_timeout(front.limits().request_timeout)),
+    }
+}
+
 fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
-    let text = |name| headers.get(name).map_or(Some(""), |value| value.to_str().ok());
-    let media_type = text(header::CONTENT_TYPE)
+    let media_type = headers
+        .get(header::CONTENT_TYPE)
+        .map_or(Some(""), |value| value.to_str().ok())
         .and_then(|value| value.split(';').next())
         .unwrap_or_default()
         .trim()
@@ -86,7 +114,11 @@ fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
     if media_type != "application/json" && !(media_type.starts_with("application/") && media_type.ends_with("+json")) {
         return Err(ApiError::media_type("unsupported_media_type", "the content-type must be application/json"));
     }
-    match text(header::CONTENT_ENCODING) {
+    check_coding(headers)
+}
+
+fn check_coding(headers: &HeaderMap) -> Result<(), ApiError> {
+    match headers.get(header::CONTENT_ENCODING).map_or(Some(""), |value| value.to_str().ok()) {
         Some(coding) if coding.is_empty() || coding.eq_ignore_ascii_case("identity") => Ok(()),
         _ => Err(ApiError::media_type("unsupported_encoding", "the body must have no content-encoding")),
     }

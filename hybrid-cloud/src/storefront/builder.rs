@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use hybrid_core::{
     Clock, DataPolicy, DatasetName, Error, IdSource, InferenceBackend, JudgmentSink, Result, SystemClock, SystemIds,
-    TenantId, task::Classify,
+    TenantId,
+    task::{Chat, Classify, Embed, GenerateImage, Transcribe},
 };
 
 use super::{
@@ -40,12 +41,16 @@ pub struct StorefrontBuilder {
 pub struct StorefrontLimits {
     /// The body of one request, in bytes. 1 MiB by default.
     pub body_bytes: usize,
-    /// Texts or judgments in one request. 256 by default.
+    /// The form of one upload, in bytes: a recording with what is said about it. 26 MiB by default.
+    pub upload_bytes: usize,
+    /// Texts, judgments or images in one request. 256 by default.
     pub inputs: usize,
     /// From the end of a request's head to the beginning of its answer, the body's arrival included. 30 s by default.
     pub request_timeout: Duration,
     /// For a streamed answer, from its request's beginning to its end. 10 min by default.
     pub stream_timeout: Duration,
+    /// For a streamed answer to go on, and for its client to read on. 30 s by default.
+    pub stream_stall: Duration,
     /// The head of one request, in bytes, at least 8192. 64 KiB by default. Kept by [`Storefront::serve`].
     pub head_bytes: usize,
     /// For the head of a request to arrive, and so for a connection to idle between requests. 10 s by default.
@@ -63,9 +68,11 @@ impl Default for StorefrontLimits {
     fn default() -> Self {
         Self {
             body_bytes: 1024 * 1024,
+            upload_bytes: 26 * 1024 * 1024,
             inputs: 256,
             request_timeout: Duration::from_secs(30),
             stream_timeout: Duration::from_secs(600),
+            stream_stall: Duration::from_secs(30),
             head_bytes: 64 * 1024,
             header_read_timeout: Duration::from_secs(10),
             requests: 256,
@@ -79,6 +86,34 @@ impl StorefrontBuilder {
     /// requests that name no model.
     #[must_use]
     pub fn classify(mut self, model: impl Into<Offer>, backend: Arc<dyn InferenceBackend<Classify>>) -> Self {
+        self.models.push(Model::new(model.into(), backend));
+        self
+    }
+
+    /// Offers `backend` at `POST /v1/chat/completions` and `POST /v1/responses`, otherwise as [`classify`](Self::classify).
+    #[must_use]
+    pub fn chat(mut self, model: impl Into<Offer>, backend: Arc<dyn InferenceBackend<Chat>>) -> Self {
+        self.models.push(Model::new(model.into(), backend));
+        self
+    }
+
+    /// Offers `backend` at `POST /v1/embeddings`, otherwise as [`classify`](Self::classify).
+    #[must_use]
+    pub fn embed(mut self, model: impl Into<Offer>, backend: Arc<dyn InferenceBackend<Embed>>) -> Self {
+        self.models.push(Model::new(model.into(), backend));
+        self
+    }
+
+    /// Offers `backend` at `POST /v1/audio/transcriptions` and `POST /v1/audio/translations`, otherwise as [`classify`](Self::classify).
+    #[must_use]
+    pub fn transcribe(mut self, model: impl Into<Offer>, backend: Arc<dyn InferenceBackend<Transcribe>>) -> Self {
+        self.models.push(Model::new(model.into(), backend));
+        self
+    }
+
+    /// Offers `backend` at `POST /v1/images/generations`, otherwise as [`classify`](Self::classify).
+    #[must_use]
+    pub fn images(mut self, model: impl Into<Offer>, backend: Arc<dyn InferenceBackend<GenerateImage>>) -> Self {
         self.models.push(Model::new(model.into(), backend));
         self
     }
@@ -260,9 +295,11 @@ fn check_models(models: &[Model]) -> Result<()> {
 fn check_limits(limits: &StorefrontLimits) -> Result<()> {
     let StorefrontLimits {
         body_bytes,
+        upload_bytes,
         inputs,
         request_timeout,
         stream_timeout,
+        stream_stall,
         head_bytes,
         header_read_timeout,
         requests,
@@ -273,9 +310,11 @@ fn check_limits(limits: &StorefrontLimits) -> Result<()> {
     }
     let zero = [
         ("body_bytes", *body_bytes == 0),
+        ("upload_bytes", *upload_bytes == 0),
         ("inputs", *inputs == 0),
         ("request_timeout", request_timeout.is_zero()),
         ("stream_timeout", stream_timeout.is_zero()),
+        ("stream_stall", stream_stall.is_zero()),
         ("header_read_timeout", header_read_timeout.is_zero()),
         ("requests", *requests == 0),
         ("connections", *connections == 0),

@@ -14,10 +14,12 @@ use serde::{
 
 use super::{body::JsonText, error::ApiError, front::Admitted};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Body {
+#[schemars(rename = "ClassifyRequest")]
+pub(super) struct Body {
     model: Option<String>,
+    #[schemars(with = "crate::wire::chat::OneOrMany")]
     input: Input,
     top_k: Option<usize>,
 }
@@ -29,20 +31,27 @@ struct Input {
     several: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "ClassificationList")]
 pub(super) struct Answer {
     object: &'static str,
     model: String,
     version: Option<u64>,
+    #[schemars(with = "Option<String>")]
     manifest: Option<Digest>,
+    /// `[{"label", "confidence", "scores": [{"label", "score"}]}]`
+    #[schemars(with = "Vec<serde_json::Value>")]
     results: Vec<Classification>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Usage>,
+    /// `[{"code", "detail"}]`
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<serde_json::Value>")]
     notes: Vec<Note>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "ClassifyUsage")]
 struct Usage {
     prompt_tokens: u64,
     total_tokens: u64,

@@ -11,6 +11,8 @@ use serde_json::json;
 
 use super::identity::Scope;
 
+use crate::wire::error::{ErrorBody, ErrorObject};
+
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
 /// How long a caller waits where the failing side did not say.
@@ -183,15 +185,19 @@ impl ApiError {
         self.code
     }
 
-    /// Writes the error into the answer that carried it, whose other headers stay.
-    pub(super) fn write(self, request: &RequestId, carrier: Response) -> Response {
+    /// The error as the caller sees it, in an answer or in a stream.
+    pub(super) fn body(&self, request: &RequestId) -> ErrorBody {
         let message = match self.status.is_server_error() {
             true => format!("{} (request id: {request})", self.message),
-            false => self.message,
+            false => self.message.clone(),
         };
-        let body =
-            json!({ "error": { "message": message, "type": self.kind, "param": self.param, "code": self.code } })
-                .to_string();
+        let (kind, code) = (Some(self.kind.to_owned()), Some(self.code.into()));
+        ErrorBody { error: ErrorObject { message, kind, param: self.param.clone(), code } }
+    }
+
+    /// Writes the error into the answer that carried it, whose other headers stay.
+    pub(super) fn write(self, request: &RequestId, carrier: Response) -> Response {
+        let body = json!(self.body(request)).to_string();
         let (mut parts, _) = carrier.into_parts();
         parts.status = self.status;
         parts.headers.remove(header::CONTENT_LENGTH);

@@ -33,19 +33,25 @@ struct List {
     judgments: Vec<Body>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Body {
+#[schemars(rename = "JudgmentRequest")]
+pub(super) struct Body {
+    /// A text, as it is or as `{"text"}`.
+    #[schemars(with = "Value")]
     input: Input,
     label: String,
     model: Option<String>,
     version: Option<u64>,
+    #[schemars(with = "Option<String>")]
     manifest: Option<Digest>,
     answer: Option<Value>,
+    #[schemars(with = "Option<String>")]
     request_id: Option<RequestId>,
     by: Option<String>,
     #[serde(default)]
     tags: BTreeMap<String, String>,
+    #[schemars(with = "Option<String>")]
     idempotency_key: Option<RequestId>,
 }
 

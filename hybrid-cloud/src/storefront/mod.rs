@@ -20,18 +20,36 @@
 //! # Routes
 //! | route | body | answer |
 //! |---|---|---|
+//! | `POST /v1/chat/completions` | the OpenAI API's | its completion, or with `stream` its chunks as server-sent events |
+//! | `POST /v1/responses` | the OpenAI API's, where nothing needs to be kept | its response, or with `stream` its named events |
+//! | `POST /v1/embeddings` | the OpenAI API's, texts alone | its list of vectors, as numbers or base64 |
+//! | `POST /v1/audio/transcriptions`, `…/translations` | the OpenAI API's form | `json`, `verbose_json`, `text`, `srt` or `vtt` |
+//! | `POST /v1/images/generations` | the OpenAI API's | its list of pictures, in base64 |
 //! | `POST /v1/classify` | `{"model"?, "input": "text" or ["text", …], "top_k"?}` | 200 `{"object": "classification.list", "model", "version", "manifest", "results": [{"label", "confidence", "scores": [{"label", "score"}]}], "usage"?, "notes"?}` |
 //! | `POST /v1/judgments` | `{"input": "text" or {"text"}, "label", "model"?, "version"?, "manifest"?, "answer"?, "request_id"?, "by"?, "tags"?, "idempotency_key"?}` | 201 `{"object": "judgment", "id"}` once durable |
 //! | `POST /v1/judgments` | `{"judgments": [as above, …]}` | 201 `{"object": "list", "data": [{"object": "judgment", "id"}, …]}` |
 //! | `GET /v1/models`, `GET /v1/models/{id}` | | `{"id", "object": "model", "created", "owned_by", "task", "version", "manifest", "locality"}`, alone or in a list |
+//! | `GET /openapi.json` | | an OpenAPI 3.1 document of these routes, as far as they are offered |
 //! | `GET /healthz` | | 200 while the process is alive |
 //! | `GET /readyz` | | 200, or 503 with the reasons: a check given to the builder fails, or the storefront drains |
 //!
 //! A route exists where its port was given. `model` may be left out; the first model that the caller may see answers then. `version` and `manifest`
 //! are `null` where the model comes from no registry. `notes` holds what the caller would not expect of an answer, such as a fallback.
 //!
-//! A field that this version does not know is refused, as everywhere in the crate family: a misspelt `tags` would otherwise lose what evaluation
-//! slices by, in silence. Bodies are UTF-8 JSON without content coding.
+//! A field of our own routes that this version does not know is refused, as everywhere in the crate family: a misspelt `tags` would otherwise lose
+//! what evaluation slices by, in silence. Bodies are UTF-8 JSON without content coding, or a form for recordings.
+//!
+//! # The OpenAI API
+//! The official clients work unchanged: `base_url` is the storefront's `/v1`. Fields that nobody here knows are ignored on these routes, since new
+//! ones come all the time; fields that would change the answer's meaning and cannot be honoured are refused with 400 by name: `functions`,
+//! `function_call`, `web_search_options`, `moderation`, tools that a provider runs, tokens as input of embeddings, images by address, whatever in
+//! `/v1/responses` needs a memory (`previous_response_id`, `conversation`, `store: true`, `background: true`).
+//!
+//! A streamed answer begins with the model's first piece; a failure before it has its status. Its call holds its place among the
+//! [requests](StorefrontLimits::requests) to its end. A comment goes out after 15 s of silence. The stream fails where the model is silent for
+//! [`stream_stall`](StorefrontLimits::stream_stall), and is given up where the client does not read for as long. A failure on the way is an event
+//! with an `error` object (`response.failed` in `/v1/responses`) and no `[DONE]`; why the model stopped is told only once the whole call has
+//! succeeded, so that nothing that is cut looks complete. Answers say `version`, `manifest` and `notes` besides the API's own fields, where there are any.
 //!
 //! # Identity
 //! With an [`Authenticator`] every request but the probes must send `authorization: Bearer <token>`, and everything that it sees and makes is its
@@ -79,9 +97,10 @@
 //! | 403 | `permission_error` | `policy_denied` | [`PolicyDenied`](hybrid_core::ErrorKind::PolicyDenied) |
 //! | 404 | `invalid_request_error` | `not_found`, `model_not_found` | no such route, no such model |
 //! | 405 | `invalid_request_error` | `method_not_allowed` | the route has other methods; `allow` lists them |
+//! | 400 | `invalid_request_error` | `invalid_form` | an upload that is no form, or breaks off |
 //! | 408 | `timeout_error` | `body_timeout` | the body did not arrive within the request's time |
 //! | 413 | `invalid_request_error` | `body_too_large`, `too_large` | over a limit of the storefront, or [`TooLarge`](hybrid_core::ErrorKind::TooLarge) |
-//! | 415 | `invalid_request_error` | `unsupported_media_type`, `unsupported_encoding` | not `application/json`, or compressed |
+//! | 415 | `invalid_request_error` | `unsupported_media_type`, `unsupported_encoding` | not `application/json`, no form where a form is asked for, or compressed |
 //! | 429 | `rate_limit_error` | `rate_limit_exceeded` | the tenant's requests, tokens or streams are at their [quota](TenantQuota); `x-should-retry: true` |
 //! | 429 | `insufficient_quota` | `insufficient_quota` | the tenant's [budget](Budget) is used up until midnight UTC; `x-should-retry: false` |
 //! | 429 | `rate_limit_error` | `rate_limited` | [`RateLimited`](hybrid_core::ErrorKind::RateLimited) |
@@ -100,19 +119,26 @@ use axum::{Router, middleware};
 mod audit;
 mod body;
 mod builder;
+mod chat;
 mod classify;
 mod edge;
+mod embeddings;
 mod error;
 mod front;
 mod health;
 mod identity;
+mod images;
 mod judgments;
 #[cfg(feature = "lambda")]
 mod lambda;
 mod models;
+mod openapi;
 mod quota;
+mod responses;
 mod routes;
 mod serve;
+mod sse;
+mod transcriptions;
 
 pub use audit::{
     AuditEntry, AuditFailure, AuditLog, AuditLogOptions, AuditOptions, AuditSink, AuditedModel, Outcome, Verified,

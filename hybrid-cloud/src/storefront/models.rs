@@ -12,13 +12,15 @@ use super::{
     front::{Admitted, Model},
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "ModelList")]
 pub(super) struct List {
     object: &'static str,
     data: Vec<Entry>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "Model")]
 pub(super) struct Entry {
     id: String,
     object: &'static str,
@@ -27,7 +29,10 @@ pub(super) struct Entry {
     owned_by: String,
     task: &'static str,
     version: Option<u64>,
+    #[schemars(with = "Option<String>")]
     manifest: Option<Digest>,
+    /// `device`, `site` or `{"region"}`.
+    #[schemars(with = "serde_json::Value")]
     locality: Locality,
 }
 

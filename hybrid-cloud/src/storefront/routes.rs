@@ -9,7 +9,12 @@ use axum::{
     routing::{MethodRouter, get, post},
 };
 
-use super::{classify, front::Front, health, identity::Scope, judgments, models};
+use hybrid_core::task::{Chat, Classify, Embed, GenerateImage, Transcribe};
+
+use super::{
+    chat, classify, embeddings, front::Front, health, identity::Scope, images, judgments, models, openapi, responses,
+    transcriptions,
+};
 
 /// A route of a storefront; [`Storefront::routes`](super::Storefront::routes) lists them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +36,22 @@ pub(super) fn table(front: &Front) -> Vec<(Route, MethodRouter<Arc<Front>>)> {
         read("/v1/models", Scope::ModelsRead, models::list),
         read("/v1/models/{*id}", Scope::ModelsRead, models::get),
     ];
-    if front.serves::<hybrid_core::task::Classify>() {
+    table.push(read("/openapi.json", Scope::ModelsRead, openapi::document));
+    if front.serves::<Chat>() {
+        table.push(write("/v1/chat/completions", Scope::Inference, chat::complete));
+        table.push(write("/v1/responses", Scope::Inference, responses::respond));
+    }
+    if front.serves::<Embed>() {
+        table.push(write("/v1/embeddings", Scope::Inference, embeddings::embed));
+    }
+    if front.serves::<Transcribe>() {
+        table.push(write("/v1/audio/transcriptions", Scope::Inference, transcriptions::transcribe));
+        table.push(write("/v1/audio/translations", Scope::Inference, transcriptions::translate));
+    }
+    if front.serves::<GenerateImage>() {
+        table.push(write("/v1/images/generations", Scope::Inference, images::generate));
+    }
+    if front.serves::<Classify>() {
         table.push(write("/v1/classify", Scope::Inference, classify::classify));
     }
     if front.takes_judgments() {

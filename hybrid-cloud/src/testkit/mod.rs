@@ -34,6 +34,8 @@
 #[cfg(feature = "bedrock")]
 pub mod bedrock;
 mod http;
+#[cfg(feature = "openai")]
+pub mod openai;
 mod process;
 mod proxy;
 mod python;

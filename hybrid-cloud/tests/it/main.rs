@@ -5,6 +5,8 @@
 mod bedrock;
 #[cfg(feature = "object-store")]
 mod object_store;
+#[cfg(all(feature = "openai", feature = "storefront", feature = "testkit"))]
+mod openai;
 #[cfg(feature = "s3")]
 mod s3;
 #[cfg(all(feature = "sqs", feature = "testkit"))]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{extract::FromRequestParts, http::request::Parts};
 use futures_util::future::join_all;
 use hybrid_core::{
-    BackendProfile, BoxStream, DatasetName, Error, Event, InferenceBackend, Judgment, Reply, Result, Timestamp,
+    BoxStream, DatasetName, Error, Event, InferenceBackend, Judgment, Monotonic, Reply, RequestId, Result, Timestamp,
 };
 
 use super::{
@@ -46,12 +46,6 @@ impl<T: Served> ModelFor<'_, T> {
     pub(crate) fn id(&self) -> &str {
         self.model.id()
     }
-
-    /// What the backend is now.
-    #[allow(dead_code, reason = "for the routes of streaming tasks")]
-    pub(crate) fn profile(&self) -> Arc<BackendProfile> {
-        self.backend.profile()
-    }
 }
 
 impl Admitted {
@@ -61,6 +55,16 @@ impl Admitted {
 
     pub(crate) fn front(&self) -> &Front {
         &self.front
+    }
+
+    /// The id that answer, logs and jobs share.
+    pub(crate) fn request(&self) -> &RequestId {
+        &self.edge.request
+    }
+
+    /// When the answer must have begun.
+    pub(crate) fn deadline(&self) -> Monotonic {
+        self.edge.deadline
     }
 
     /// When the storefront began to offer what it offers.
@@ -111,7 +115,6 @@ impl Admitted {
 
     /// Asks a model for its answer piece by piece. The request's time is for the beginning of the stream; the stream itself may take
     /// [`stream_timeout`](crate::storefront::StorefrontLimits::stream_timeout). Dropping the stream cancels the call.
-    #[allow(dead_code, reason = "for the routes of streaming tasks")]
     pub(crate) async fn stream<T: Served>(
         &self,
         model: &ModelFor<'_, T>,

@@ -44,11 +44,24 @@ fn shop(sink: &Arc<Sink>) -> Storefront {
 /// walk all of them.
 fn request(route: &Route, model: &str) -> Request<Body> {
     match (route.method.as_str(), route.path) {
-        ("GET", "/healthz" | "/readyz" | "/v1/models") => get(route.path),
+        ("GET", "/healthz" | "/readyz" | "/v1/models" | "/openapi.json") => get(route.path),
         ("GET", "/v1/models/{*id}") => get(&format!("/v1/models/{model}")),
         ("POST", "/v1/classify") => classify(&json!({ "model": model, "input": "two loaves" })),
         ("POST", "/v1/judgments") => {
             post(route.path, json!({ "model": model, "input": "two loaves", "label": "order" }).to_string())
+        }
+        ("POST", "/v1/chat/completions") => {
+            let messages = json!([{ "role": "user", "content": "hi" }]);
+            post(route.path, json!({ "model": model, "messages": messages }).to_string())
+        }
+        ("POST", "/v1/responses" | "/v1/embeddings") => {
+            post(route.path, json!({ "model": model, "input": "two loaves" }).to_string())
+        }
+        ("POST", "/v1/images/generations") => {
+            post(route.path, json!({ "model": model, "prompt": "two loaves" }).to_string())
+        }
+        ("POST", "/v1/audio/transcriptions" | "/v1/audio/translations") => {
+            super::media::form(route.path, &[("model", model)], Some(("a.wav", b"RIFF")))
         }
         (method, path) => panic!("{method} {path} is not proved to keep tenants apart: say here how to ask it"),
     }
@@ -56,7 +69,22 @@ fn request(route: &Route, model: &str) -> Request<Body> {
 
 /// Whether a request to the route can name a model.
 fn names_a_model(route: &Route) -> bool {
-    !matches!(route.path, "/healthz" | "/readyz" | "/v1/models")
+    !matches!(route.path, "/healthz" | "/readyz" | "/v1/models" | "/openapi.json")
+}
+
+/// The same offers of each of the tasks that speak the OpenAI API.
+fn shops() -> Vec<Storefront> {
+    let (a, b) = (|| Offer::new("of-a").only_for([tenant("a")]), || Offer::new("of-b").only_for([tenant("b")]));
+    let new = || builder(&noon()).authenticator(tokens());
+    let (chat, embed) = (super::media::says("a"), super::media::vectors());
+    let (ears, painter) = (super::media::ears(), super::media::painter());
+    let shops = [
+        new().chat("messages", chat.clone()).chat(a(), chat.clone()).chat(b(), chat),
+        new().embed("messages", embed.clone()).embed(a(), embed.clone()).embed(b(), embed),
+        new().transcribe("messages", ears.clone()).transcribe(a(), ears.clone()).transcribe(b(), ears),
+        new().images("messages", painter.clone()).images(a(), painter.clone()).images(b(), painter),
+    ];
+    shops.into_iter().map(|shop| shop.build().unwrap()).collect()
 }
 
 /// Status, headers and body, with what may differ between any two requests taken out.
@@ -69,20 +97,22 @@ fn seen(answer: &Answer, model: &str) -> (u16, Vec<(String, String)>, Value) {
 
 #[tokio::test]
 async fn only_the_probes_are_open_to_strangers() {
-    let storefront = shop(&Arc::default());
-    let router = storefront.router();
-    let mut open = BTreeSet::new();
-    for route in storefront.routes() {
-        let answer = call(&router, request(&route, "messages")).await;
-        match route.scope {
-            None => assert!(open.insert(route.path) && answer.status == 200, "{route:?} {answer:?}"),
-            Some(_) => {
-                assert_eq!((answer.status, answer.error("code")), (401, "missing_credentials"), "{route:?}");
-                assert_eq!(answer.headers["www-authenticate"], "Bearer");
+    for storefront in shops().into_iter().chain([shop(&Arc::default())]) {
+        let router = storefront.router();
+        let mut open = BTreeSet::new();
+        for route in storefront.routes() {
+            let answer = call(&router, request(&route, "messages")).await;
+            match route.scope {
+                None => assert!(open.insert(route.path) && answer.status == 200, "{route:?} {answer:?}"),
+                Some(_) => {
+                    assert_eq!((answer.status, answer.error("code")), (401, "missing_credentials"), "{route:?}");
+                    assert_eq!(answer.headers["www-authenticate"], "Bearer");
+                }
             }
         }
+        assert_eq!(open, BTreeSet::from(["/healthz", "/readyz"]));
     }
-    assert_eq!(open, BTreeSet::from(["/healthz", "/readyz"]));
+    let router = shop(&Arc::default()).router();
     // Strangers do not learn which routes and models there are.
     for request in [get("/v1/nothing"), get("/v1/classify"), get("/v1/models/none"), get("/")] {
         assert_eq!(call(&router, request).await.status, 401);
@@ -92,16 +122,17 @@ async fn only_the_probes_are_open_to_strangers() {
 #[tokio::test]
 async fn another_tenants_model_is_exactly_as_unknown_as_one_that_does_not_exist() {
     let sink = Arc::<Sink>::default();
-    let storefront = shop(&sink);
-    let router = storefront.router();
-    for route in storefront.routes().iter().filter(|route| names_a_model(route)) {
-        for (who, own, foreign) in [("a", "of-a", "of-b"), ("b", "of-b", "of-a")] {
-            let mine = call(&router, from(who, request(route, own))).await;
-            assert!((200..300).contains(&mine.status), "{route:?} {mine:?}");
-            let theirs = call(&router, from(who, request(route, foreign))).await;
-            let nobodys = call(&router, from(who, request(route, "of-c"))).await;
-            assert_eq!((theirs.status, theirs.error("code")), (404, "model_not_found"), "{route:?}");
-            assert_eq!(seen(&theirs, foreign), seen(&nobodys, "of-c"), "{route:?}");
+    for storefront in shops().into_iter().chain([shop(&sink)]) {
+        let router = storefront.router();
+        for route in storefront.routes().iter().filter(|route| names_a_model(route)) {
+            for (who, own, foreign) in [("a", "of-a", "of-b"), ("b", "of-b", "of-a")] {
+                let mine = call(&router, from(who, request(route, own))).await;
+                assert!((200..300).contains(&mine.status), "{route:?} {mine:?}");
+                let theirs = call(&router, from(who, request(route, foreign))).await;
+                let nobodys = call(&router, from(who, request(route, "of-c"))).await;
+                assert_eq!((theirs.status, theirs.error("code")), (404, "model_not_found"), "{route:?}");
+                assert_eq!(seen(&theirs, foreign), seen(&nobodys, "of-c"), "{route:?}");
+            }
         }
     }
     let mine: BTreeSet<_> = sink.places().into_iter().collect();
@@ -144,15 +175,16 @@ async fn one_name_may_be_another_model_for_another_tenant() {
 
 #[tokio::test]
 async fn a_scope_that_is_missing_is_named() {
-    let storefront = shop(&Arc::default());
-    let router = storefront.router();
-    for route in storefront.routes() {
-        let answer = call(&router, from("reader", request(&route, "messages"))).await;
-        match route.scope {
-            None | Some(Scope::ModelsRead) => assert_eq!(answer.status, 200, "{route:?}"),
-            Some(scope) => {
-                assert_eq!((answer.status, answer.error("code")), (403, "missing_scope"), "{route:?}");
-                assert!(answer.error("message").contains(scope.as_str()), "{answer:?}");
+    for storefront in shops().into_iter().chain([shop(&Arc::default())]) {
+        let router = storefront.router();
+        for route in storefront.routes() {
+            let answer = call(&router, from("reader", request(&route, "messages"))).await;
+            match route.scope {
+                None | Some(Scope::ModelsRead) => assert_eq!(answer.status, 200, "{route:?}"),
+                Some(scope) => {
+                    assert_eq!((answer.status, answer.error("code")), (403, "missing_scope"), "{route:?}");
+                    assert!(answer.error("message").contains(scope.as_str()), "{answer:?}");
+                }
             }
         }
     }

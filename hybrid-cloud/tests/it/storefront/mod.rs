@@ -1,13 +1,20 @@
 mod audit;
 mod budget;
+mod chat;
 mod classify;
+#[cfg(feature = "jwt")]
 mod credentials;
 mod edge;
 mod identity;
 mod judgments;
+mod media;
+mod openapi;
 mod operations;
+#[cfg(feature = "testkit")]
+mod python;
 mod quota;
 mod refusals;
-mod rig;
+mod responses;
+pub(crate) mod rig;
 mod shutdown;
 mod sockets;

@@ -1,0 +1,176 @@
+//! Calls over HTTP, with their retries.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
+
+use hybrid_core::{CallContext, Error, Locality, Result};
+use reqwest::{
+    Client, RequestBuilder, Response, Url,
+    header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue},
+    redirect::Policy,
+};
+
+use super::{
+    OpenAiConfig, RetryPolicy,
+    failure::{Refusal, refusal},
+};
+
+const CONFIGURE: &str = "configure openai-compatible backend";
+/// How much of an error's body is read.
+const ERROR_BYTES: usize = 64 * 1024;
+
+#[derive(Debug)]
+pub(super) struct Http {
+    client: Client,
+    base: String,
+    retry: RetryPolicy,
+    answer_bytes: usize,
+}
+
+impl Http {
+    pub(super) fn new(config: &OpenAiConfig) -> Result<Self> {
+        let invalid =
+            |field: &'static str, message: &'static str| Error::invalid(CONFIGURE, message).with("field", field);
+        for (field, text) in [("name", &config.name), ("model", &config.model)] {
+            if text.trim().is_empty() {
+                return Err(invalid(field, "must not be blank"));
+            }
+        }
+        let url =
+            Url::parse(&config.base_url).map_err(|error| invalid("base_url", "must be a URL").with_source(error))?;
+        if !matches!(url.scheme(), "http" | "https") || url.host().is_none() || url.query().is_some() {
+            return Err(invalid("base_url", "must be an http or https URL without a query"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(invalid("base_url", "must hold no credentials; set the API key"));
+        }
+        if config.retry.attempts == 0 {
+            return Err(invalid("retry.attempts", "must be at least 1"));
+        }
+        let mut client = Client::builder()
+            .user_agent(concat!("hybrid/", env!("CARGO_PKG_VERSION")))
+            .default_headers(headers(config)?)
+            .connect_timeout(config.connect_timeout)
+            // The data policy was asked about this server and no other.
+            .redirect(Policy::none());
+        if matches!(config.locality, Locality::Device | Locality::Site) {
+            client = client.no_proxy();
+        }
+        let client = client.build().map_err(|error| {
+            Error::internal(CONFIGURE, "the HTTP client cannot be set up").with_source(error.without_url())
+        })?;
+        Ok(Self {
+            client,
+            base: url.as_str().trim_end_matches('/').to_owned(),
+            retry: config.retry.clone(),
+            answer_bytes: config.answer_bytes,
+        })
+    }
+
+    /// Sends a request until the server answers with success or nothing is left to try.
+    pub(super) async fn post(
+        &self,
+        cx: &CallContext,
+        operation: &'static str,
+        path: &str,
+        fill: impl Fn(RequestBuilder) -> Result<RequestBuilder> + Send + Sync,
+    ) -> Result<Response> {
+        let url = format!("{}/{path}", self.base);
+        let mut attempt = 1;
+        loop {
+            let mut request = self.client.post(&url).header("x-request-id", cx.request.as_str());
+            if let Some(trace) = &cx.trace {
+                request = request.header("traceparent", trace);
+            }
+            let request = fill(request)?;
+            let Refusal { error, again } = match cx.run(operation, async { Ok(request.send().await) }).await? {
+                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) => self.refusal(cx, operation, response).await?,
+                Err(error) => Refusal { error: transport(operation, error), again: true },
+            };
+            if !again || attempt >= self.retry.attempts {
+                return Err(error.with("attempts", attempt));
+            }
+            let wait = error.retry_after().unwrap_or_else(|| self.back_off(cx, attempt));
+            let late = cx.deadline.is_some_and(|deadline| wait >= deadline.since(cx.clock.monotonic()));
+            if wait > self.retry.longest_wait || late {
+                return Err(error.with("attempts", attempt));
+            }
+            tracing::debug!(%error, attempt, ?wait, "a call is tried again");
+            cx.run(operation, async {
+                cx.clock.sleep(wait).await;
+                Ok(())
+            })
+            .await?;
+            attempt += 1;
+        }
+    }
+
+    /// Half of the longest wait of this attempt and a part of the other half, which the request's id decides: calls that failed together do not
+    /// come back together.
+    fn back_off(&self, cx: &CallContext, attempt: u32) -> Duration {
+        let longest = self.retry.first_wait.saturating_mul(1 << attempt.saturating_sub(1).min(16));
+        let longest = longest.min(self.retry.longest_wait);
+        let mut hasher = DefaultHasher::new();
+        (cx.request.as_str(), attempt).hash(&mut hasher);
+        let share = (hasher.finish() % 1024) as f64 / 1024.0;
+        longest.mul_f64(0.5 + share / 2.0)
+    }
+
+    async fn refusal(&self, cx: &CallContext, operation: &'static str, response: Response) -> Result<Refusal> {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = cx.run(operation, async { Ok(read(response, ERROR_BYTES).await.unwrap_or_default()) }).await?;
+        Ok(refusal(operation, status, &headers, body.as_deref().unwrap_or_default(), &*cx.clock))
+    }
+
+    /// The whole body of an answer.
+    pub(super) async fn body(&self, cx: &CallContext, operation: &'static str, response: Response) -> Result<Vec<u8>> {
+        let limit = self.answer_bytes;
+        let read = async { read(response, limit).await.map_err(|error| transport(operation, error)) };
+        cx.run(operation, read)
+            .await?
+            .ok_or_else(|| Error::corrupt(operation, "the server's answer is over the limit").with("limit", limit))
+    }
+}
+
+fn headers(config: &OpenAiConfig) -> Result<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    let invalid = |name: &str| Error::invalid(CONFIGURE, "is no header that can be sent").with("field", name);
+    for (name, value) in &config.headers {
+        let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| invalid(name))?;
+        headers.insert(header, HeaderValue::from_str(value).map_err(|_| invalid(name))?);
+    }
+    if let Some(key) = &config.api_key {
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", key.reveal())).map_err(|_| invalid("api_key"))?;
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+    }
+    Ok(headers)
+}
+
+/// The body, or `None` if it is over the limit.
+async fn read(mut response: Response, limit: usize) -> Result<Option<Vec<u8>>, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if chunk.len() > limit - body.len() {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Some(body))
+}
+
+/// A call that got no answer, or not all of it.
+pub(super) fn transport(operation: &'static str, error: reqwest::Error) -> Error {
+    let message = if error.is_connect() {
+        "the server cannot be reached"
+    } else if error.is_timeout() {
+        "the server took too long"
+    } else {
+        "the connection broke off"
+    };
+    // The address may hold a name that is nobody's business.
+    Error::unavailable(operation, message).with_source(error.without_url())
+}

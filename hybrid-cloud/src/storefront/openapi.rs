@@ -1,0 +1,153 @@
+//! `GET /openapi.json`: an OpenAPI 3.1 document of the routes that this storefront offers.
+//!
+//! Paths and methods come from the one table that the router is built from, schemas from the types that are read and written, which are JSON
+//! Schema 2020-12 in both.
+
+use axum::{Json, http::Method};
+use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
+use serde_json::{Map, Value, json};
+
+use super::{
+    classify,
+    front::{Admitted, Front},
+    judgments, models,
+    routes::{Route, table},
+};
+use crate::wire::{
+    chat::{Chunk, Completion, CompletionRequest},
+    embed::{EmbeddingList, EmbeddingRequest},
+    error::ErrorBody,
+    image::{ImageList, ImageRequest},
+    responses::{ResponseObject, ResponseRequest},
+    transcribe::{Transcription, TranscriptionForm},
+};
+
+pub(super) async fn document(admitted: Admitted) -> Json<Value> {
+    Json(describe(admitted.front()))
+}
+
+fn describe(front: &Front) -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|settings| {
+        settings.definitions_path = "/components/schemas".into();
+        settings.meta_schema = None;
+    });
+    let mut schemas = settings.into_generator();
+    let error = schemas.subschema_for::<ErrorBody>();
+    let mut paths = Map::new();
+    for (route, _) in table(front) {
+        let (path, parameter) = template(route.path);
+        let mut operation = operation(&route, &mut schemas);
+        if let Some(name) = parameter {
+            operation["parameters"] =
+                json!([{ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }]);
+        }
+        operation["responses"]["default"] = json!({
+            "description": "An error.",
+            "content": { "application/json": { "schema": error } },
+        });
+        operation["security"] = match route.scope {
+            Some(_) => json!([{ "bearer": [] }]),
+            None => json!([]),
+        };
+        if let Some(scope) = route.scope {
+            operation["x-scope"] = scope.to_string().into();
+        }
+        let methods = paths.entry(path).or_insert_with(|| json!({}));
+        methods[route.method.as_str().to_ascii_lowercase()] = operation;
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": { "title": "hybrid storefront", "version": env!("CARGO_PKG_VERSION") },
+        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
+        "paths": paths,
+        "components": {
+            "schemas": schemas.take_definitions(true),
+            "securitySchemes": { "bearer": { "type": "http", "scheme": "bearer" } },
+        },
+    })
+}
+
+/// A path as OpenAPI writes it, and the name of its parameter.
+fn template(path: &str) -> (String, Option<String>) {
+    let path = path.replace("{*", "{");
+    let name = path.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(name, _)| name.to_owned());
+    (path, name)
+}
+
+fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Value {
+    match (&route.method, route.path) {
+        (&Method::POST, "/v1/chat/completions") => {
+            let mut operation =
+                posts::<CompletionRequest, Completion>(schemas, "Writes the next message of a conversation.");
+            streams(
+                &mut operation,
+                "Chunks, if `stream` is true; `[DONE]` ends them.",
+                schemas.subschema_for::<Chunk>(),
+            );
+            operation
+        }
+        (&Method::POST, "/v1/responses") => {
+            let mut operation = posts::<ResponseRequest, ResponseObject>(
+                schemas,
+                "Writes the next message of a conversation; nothing is kept.",
+            );
+            streams(&mut operation, "Named events, if `stream` is true.", schemas.subschema_for::<Value>());
+            operation
+        }
+        (&Method::POST, "/v1/embeddings") => {
+            posts::<EmbeddingRequest, EmbeddingList>(schemas, "Turns texts into vectors.")
+        }
+        (&Method::POST, "/v1/images/generations") => posts::<ImageRequest, ImageList>(schemas, "Makes pictures."),
+        (&Method::POST, "/v1/audio/transcriptions") => uploads(schemas, "Writes down what is said."),
+        (&Method::POST, "/v1/audio/translations") => uploads(schemas, "Writes down what is said, in English."),
+        (&Method::POST, "/v1/classify") => posts::<classify::Body, classify::Answer>(schemas, "Labels texts."),
+        (&Method::POST, "/v1/judgments") => {
+            let mut operation =
+                posts::<judgments::Body, Value>(schemas, "Records a judgment, or with `judgments` a list of them.");
+            if let Some(responses) = operation["responses"].as_object_mut()
+                && let Some(created) = responses.remove("200")
+            {
+                responses.insert("201".to_owned(), created);
+            }
+            operation
+        }
+        (&Method::GET, "/v1/models") => answers::<models::List>(schemas, "Lists the models."),
+        (&Method::GET, "/v1/models/{*id}") => answers::<models::Entry>(schemas, "Tells about a model."),
+        (&Method::GET, "/healthz") => answers::<Value>(schemas, "Says that the process is alive."),
+        (&Method::GET, "/readyz") => answers::<Value>(schemas, "Says whether requests should come here."),
+        (&Method::GET, "/openapi.json") => answers::<Value>(schemas, "This document."),
+        // What is served is in the document, described or not.
+        (&Method::GET, path) => answers::<Value>(schemas, path),
+        (_, path) => posts::<Value, Value>(schemas, path),
+    }
+}
+
+fn answers<A: JsonSchema>(schemas: &mut SchemaGenerator, summary: &str) -> Value {
+    let schema = schemas.subschema_for::<A>();
+    json!({
+        "summary": summary,
+        "responses": { "200": { "description": "The answer.", "content": { "application/json": { "schema": schema } } } },
+    })
+}
+
+fn posts<Q: JsonSchema, A: JsonSchema>(schemas: &mut SchemaGenerator, summary: &str) -> Value {
+    let mut operation = answers::<A>(schemas, summary);
+    let schema = schemas.subschema_for::<Q>();
+    operation["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": schema } } });
+    operation
+}
+
+fn uploads(schemas: &mut SchemaGenerator, summary: &str) -> Value {
+    let mut operation = answers::<Transcription>(schemas, summary);
+    let schema = schemas.subschema_for::<TranscriptionForm>();
+    operation["requestBody"] = json!({ "required": true, "content": { "multipart/form-data": { "schema": schema } } });
+    for media_type in ["text/plain", "application/x-subrip", "text/vtt"] {
+        operation["responses"]["200"]["content"][media_type] = json!({ "schema": { "type": "string" } });
+    }
+    operation
+}
+
+fn streams(operation: &mut Value, description: &str, schema: schemars::Schema) {
+    operation["responses"]["200"]["content"]["text/event-stream"] =
+        json!({ "schema": { "type": "string", "description": description }, "x-event-schema": schema });
+}

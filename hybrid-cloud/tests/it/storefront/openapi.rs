@@ -1,0 +1,93 @@
+//! The document says what is served, and what is served is in the document.
+
+use std::collections::BTreeSet;
+
+use axum::{body::Body, http::Request};
+use hybrid_cloud::storefront::Storefront;
+use serde_json::Value;
+
+use super::{
+    media::{ears, painter, says, vectors},
+    rig::{Sink, builder, call, dataset, get, noon, orders},
+};
+
+fn everything() -> Storefront {
+    let builder = builder(&noon()).chat("c", says("a")).embed("e", vectors()).transcribe("t", ears());
+    let builder = builder.images("i", painter()).classify("m", orders());
+    builder.judgments(Sink::failing([]), dataset()).build().unwrap()
+}
+
+async fn document(storefront: &Storefront) -> Value {
+    let answer = call(&storefront.router(), get("/openapi.json")).await;
+    assert_eq!(answer.status, 200);
+    answer.body
+}
+
+fn described(document: &Value) -> BTreeSet<(String, String)> {
+    let paths = document["paths"].as_object().unwrap();
+    let methods = |(path, methods): (&String, &Value)| {
+        let methods = methods.as_object().unwrap().keys();
+        methods.map(|method| (method.to_uppercase(), path.clone())).collect::<Vec<_>>()
+    };
+    paths.iter().flat_map(methods).collect()
+}
+
+#[tokio::test]
+async fn every_route_and_method_is_in_the_document_and_nothing_else() {
+    let storefront = everything();
+    let served: BTreeSet<_> = storefront
+        .routes()
+        .into_iter()
+        .map(|route| (route.method.to_string(), route.path.replace("{*", "{")))
+        .collect();
+    let described = described(&document(&storefront).await);
+    assert_eq!(described, served);
+    // The router knows each of them, and answers another method with 405.
+    let router = storefront.router();
+    for (method, path) in &described {
+        let path = path.replace("{id}", "c");
+        let ask =
+            |method: &str| call(&router, Request::builder().method(method).uri(&path).body(Body::empty()).unwrap());
+        assert!(!matches!(ask(method).await.status, 404 | 405), "{method} {path}");
+        assert_eq!(ask("DELETE").await.status, 405, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_storefront_describes_only_what_it_offers() {
+    let small = builder(&noon()).embed("e", vectors()).build().unwrap();
+    let paths: Vec<_> = described(&document(&small).await).into_iter().map(|(_, path)| path).collect();
+    assert!(paths.contains(&"/v1/embeddings".to_owned()) && !paths.contains(&"/v1/chat/completions".to_owned()));
+}
+
+#[tokio::test]
+async fn every_reference_leads_somewhere_and_every_route_says_who_may_use_it() {
+    let storefront = everything();
+    let document = document(&storefront).await;
+    assert_eq!(document["openapi"], "3.1.0");
+    let mut pending = vec![&document];
+    let mut references = 0;
+    while let Some(value) = pending.pop() {
+        match value {
+            Value::Object(fields) => {
+                if let Some(Value::String(reference)) = fields.get("$ref") {
+                    let pointer = reference.strip_prefix('#').unwrap();
+                    assert!(document.pointer(pointer).is_some(), "{reference}");
+                    references += 1;
+                }
+                pending.extend(fields.values());
+            }
+            Value::Array(items) => pending.extend(items),
+            _ => {}
+        }
+    }
+    assert!(references > 20, "{references}");
+    for route in storefront.routes() {
+        let path = route.path.replace("{*", "{");
+        let operation = &document["paths"][&path][route.method.as_str().to_lowercase()];
+        assert_eq!(operation["security"].as_array().unwrap().is_empty(), route.scope.is_none(), "{path}");
+        assert!(operation["responses"]["default"].is_object() && operation["summary"].is_string(), "{path}");
+    }
+    let chat = &document["components"]["schemas"]["CompletionRequest"];
+    assert!(chat["properties"]["messages"].is_object() && chat["properties"]["stream"].is_object(), "{chat}");
+}
