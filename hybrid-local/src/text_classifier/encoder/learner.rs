@@ -17,6 +17,7 @@ use crate::{
     text_classifier::{
         ClassifierConfig,
         examples::Examples,
+        files::check_memory,
         gradients::{Proof, cross_entropy, prove, smooth_targets},
         random::Random,
         tensor_error,
@@ -57,7 +58,8 @@ pub(super) struct Parameter {
 
 impl<'a> BertMethod<'a> {
     /// # Errors
-    /// `InvalidInput` if more tokens are to be read than the base has positions for, and the base's own.
+    /// `InvalidInput` if more tokens are to be read than the base has positions for, `ResourceExhausted` if training does not fit into the
+    /// memory that is free.
     pub(in crate::text_classifier) fn new(
         examples: &'a Examples,
         base: &'a Base,
@@ -71,6 +73,11 @@ impl<'a> BertMethod<'a> {
                 .with("name", "max_tokens")
                 .with("value", max_tokens)
                 .with("limit", positions));
+        }
+        if settings.lora.is_none() {
+            // Parameters, their two moments, their gradients and what a gradient is added up in, beside the base.
+            let numbers: usize = base.config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+            check_memory("train", 5 * 4 * numbers as u64, None)?;
         }
         let tokens = Tokens::read(&base.tokenizer, base.config.vocabulary, max_tokens)?;
         let encoded = examples.texts.iter().map(|text| tokens.encode(text)).collect::<Result<_>>()?;

@@ -3,7 +3,7 @@
 //! Composed of the tensor library's own operators the same network is a row of a dozen passes on one thread for each of these, and its
 //! backward pass works out gradients of frozen weights that nobody asked for.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, StorageRef, Tensor};
 use rayon::prelude::*;
@@ -18,7 +18,7 @@ use super::{
 pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
     let product = x.detach().matmul(&weight.detach().t()?)?;
     let wanted = [x, weight, bias].map(Tensor::track_op);
-    x.apply_op3(weight, bias, Linear { product, activation, wanted })
+    x.apply_op3(weight, bias, Linear { product: Mutex::new(Some(product)), activation, wanted })
 }
 
 /// `norm(x · mask + residual)` over the columns of `[rows, columns]`, scaled and shifted by `[2, columns]`.
@@ -45,8 +45,9 @@ pub(super) fn attention(
 }
 
 struct Linear {
-    /// `x Wᵀ`, which the tensor library has worked out before: an operator cannot call another.
-    product: Tensor,
+    /// `x Wᵀ`, which the tensor library has worked out before: an operator cannot call another. Given up after the forward pass where the
+    /// backward pass has no need of it.
+    product: Mutex<Option<Tensor>>,
     activation: Activation,
     /// Whether gradients of input, weight and bias are asked for.
     wanted: [bool; 3],
@@ -66,7 +67,8 @@ impl CustomOp3 for Linear {
         bias: &CpuStorage,
         of_bias: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let product = self.product.storage_and_layout();
+        let kept = self.product()?;
+        let product = kept.storage_and_layout();
         let (product, bias) = (cpu_slice(&product)?, slice(bias, of_bias)?);
         let columns = bias.len();
         let mut out = vec![0f32; product.len()];
@@ -80,7 +82,10 @@ impl CustomOp3 for Linear {
                 }
             }
         });
-        Ok((CpuStorage::F32(out), self.product.shape().clone()))
+        if self.activation == Activation::None {
+            self.product.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+        Ok((CpuStorage::F32(out), kept.shape().clone()))
     }
 
     fn bwd(
@@ -110,8 +115,14 @@ impl CustomOp3 for Linear {
 }
 
 impl Linear {
+    fn product(&self) -> Result<Tensor> {
+        let product = self.product.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        product.ok_or_else(|| candle_core::Error::Msg("the product was given up before its use".to_owned()))
+    }
+
     fn through_gelu(&self, bias: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-        let read = [&self.product, bias, gradient].map(Tensor::storage_and_layout);
+        let kept = self.product()?;
+        let read = [&kept, bias, gradient].map(Tensor::storage_and_layout);
         let (product, bias, gradient) = (cpu_slice(&read[0])?, cpu_slice(&read[1])?, cpu_slice(&read[2])?);
         let columns = bias.len();
         let mut out = vec![0f32; gradient.len()];
@@ -124,7 +135,7 @@ impl Linear {
                 }
             }
         });
-        tensor(out, self.product.dims())
+        tensor(out, kept.dims())
     }
 }
 
