@@ -15,6 +15,8 @@
 //! | `s3` | no | [`s3`]: artifacts, links and staged files on S3 and on servers that speak its protocol |
 //! | `sso` | no | profiles that log in by AWS IAM Identity Center, or whose credentials another program gives |
 //! | `openai` | no | [`openai`]: chat, embeddings and transcription on any server that speaks the OpenAI API |
+//! | `dynamodb` | no | [`dynamodb`]: live records on DynamoDB |
+//! | `s3-vectors` | no | [`s3_vectors`]: embeddings on Amazon S3 Vectors |
 //! | `testkit` | no | [`testkit`]: real protocol servers and a proxy that breaks connections, for tests |
 
 #[cfg(feature = "aws")]
@@ -29,6 +31,10 @@ pub mod openai;
 pub mod s3;
 #[cfg(feature = "sqs")]
 pub mod sqs;
+#[cfg(feature = "dynamodb")]
+pub mod dynamodb;
+#[cfg(feature = "s3-vectors")]
+pub mod s3_vectors;
 #[cfg(feature = "storefront")]
 pub mod storefront;
 #[cfg(feature = "testkit")]

@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | [`Seaweed`] | SeaweedFS, a distributed store | S3 with true signatures, atomic conditional puts, checksums |
 //! | [`Ministack`] | an emulator of AWS | S3, SQS, DynamoDB, CloudFormation, plain Bedrock calls |
-//! | [`Moto`] | an emulator of AWS | S3, SQS, CloudFormation, IAM, KMS, STS, Secrets Manager |
+//! | [`S3VectorsServer`] | written here, in memory | S3 Vectors, whose queries no emulator serves |
+//! | [`Moto`] | an emulator of AWS | S3, SQS, DynamoDB, S3 Vectors without queries, CloudFormation, IAM, KMS, STS, Secrets Manager |
 //!
 //! `bedrock` (with the feature of that name) is a server of our own, for what no emulator does: it says what a script tells it, on Bedrock's true wire.
 //!
@@ -39,11 +40,13 @@ pub mod openai;
 mod process;
 mod proxy;
 mod python;
+mod s3_vectors;
 mod servers;
 
 pub use process::target_folder;
 pub use proxy::{Fault, FaultProxy, ProxiedRequest};
 pub use python::Python;
+pub use s3_vectors::{MissingField, S3VectorsServer};
 pub use servers::{Ministack, Moto, Seaweed};
 
 /// Makes the bucket `name` on a server for tests.

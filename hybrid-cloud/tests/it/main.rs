@@ -11,6 +11,10 @@ mod openai;
 mod s3;
 #[cfg(all(feature = "sqs", feature = "testkit"))]
 mod sqs;
+#[cfg(all(feature = "dynamodb", feature = "testkit"))]
+mod dynamodb;
+#[cfg(all(feature = "s3-vectors", feature = "testkit"))]
+mod s3_vectors;
 #[cfg(feature = "storefront")]
 mod storefront;
 #[cfg(feature = "testkit")]
