@@ -9,32 +9,32 @@
 //! | `bedrock` | no | `bedrock`: chat on Amazon Bedrock |
 //! | `storefront` | yes | [`storefront`]: the HTTP surface as an axum `Router` from a builder over ports, and a server for it |
 //! | `jwt` | no | JSON Web Tokens as credentials of the storefront: `JwtAuthenticator` |
-//! | `aws` | no | `aws`: region, endpoint, credentials, retries and time limits that the AWS adapters share |
-//! | `sqs` | no | `sqs`: the job queue on Amazon SQS, with its dead letters, claim checks, FIFO and fair queues |
-//! | `object-store` | no | `object_store`: artifacts on GCS, Azure, R2, MinIO and the like |
-//! | `s3` | no | `s3`: artifacts, links and staged files on S3 and on servers that speak its protocol |
+//! | `aws` | no | [`aws`]: region, endpoint, credentials, retries and time limits that the AWS adapters share |
+//! | `sqs` | no | [`sqs`]: the job queue on Amazon SQS, with its dead letters, claim checks, FIFO and fair queues |
+//! | `object-store` | no | [`object_store`]: artifacts on GCS, Azure, R2, MinIO and the like |
+//! | `s3` | no | [`s3`]: artifacts, links and staged files on S3 and on servers that speak its protocol |
 //! | `sso` | no | profiles that log in by AWS IAM Identity Center, or whose credentials another program gives |
-//! | `openai` | no | `openai`: chat, embeddings and transcription on any server that speaks the OpenAI API |
-//! | `dynamodb` | no | `dynamodb`: live records on DynamoDB |
-//! | `s3-vectors` | no | `s3_vectors`: embeddings on Amazon S3 Vectors |
-//! | `testkit` | no | `testkit`: real protocol servers and a proxy that breaks connections, for tests |
+//! | `openai` | no | [`openai`]: chat, embeddings and transcription on any server that speaks the OpenAI API |
+//! | `dynamodb` | no | [`dynamodb`]: live records on DynamoDB |
+//! | `s3-vectors` | no | [`s3_vectors`]: embeddings on Amazon S3 Vectors |
+//! | `testkit` | no | [`testkit`]: real protocol servers and a proxy that breaks connections, for tests |
 
 #[cfg(feature = "aws")]
 pub mod aws;
 #[cfg(feature = "bedrock")]
 pub mod bedrock;
+#[cfg(feature = "dynamodb")]
+pub mod dynamodb;
 #[cfg(feature = "object-store")]
 pub mod object_store;
 #[cfg(feature = "openai")]
 pub mod openai;
 #[cfg(feature = "s3")]
 pub mod s3;
-#[cfg(feature = "sqs")]
-pub mod sqs;
-#[cfg(feature = "dynamodb")]
-pub mod dynamodb;
 #[cfg(feature = "s3-vectors")]
 pub mod s3_vectors;
+#[cfg(feature = "sqs")]
+pub mod sqs;
 #[cfg(feature = "storefront")]
 pub mod storefront;
 #[cfg(feature = "testkit")]

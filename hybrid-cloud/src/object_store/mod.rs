@@ -1,4 +1,4 @@
-//! Artifacts on whatever the `object_store` crate reaches: GCS, Azure, R2, MinIO and the like. See [`ObjectStoreAdapter`].
+//! Artifacts on whatever the [`object_store`](::object_store) crate reaches: GCS, Azure, R2, MinIO and the like. See [`ObjectStoreAdapter`].
 
 #[cfg(feature = "aws")]
 mod bridge;
@@ -33,7 +33,7 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// An [`ArtifactStore`] on an [`ObjectStore`], below a prefix. Clones share their state.
 ///
 /// [`from_url`](Self::from_url) takes `gs://`, `az://` and `s3://` with the crate's own credentials; [`new`](Self::new) takes any store that the application has
-/// built. For AWS itself, `s3::S3Store` checks more: use this where the server is another's. For a folder, `hybrid-local` has a store that is
+/// built. For AWS itself, [`S3Store`](crate::s3::S3Store) checks more: use this where the server is another's. For a folder, `hybrid-local` has a store that is
 /// durable against power failures.
 ///
 /// ```

@@ -3,18 +3,18 @@
 
 #[cfg(feature = "bedrock")]
 mod bedrock;
+#[cfg(all(feature = "dynamodb", feature = "testkit"))]
+mod dynamodb;
 #[cfg(feature = "object-store")]
 mod object_store;
 #[cfg(all(feature = "openai", feature = "storefront", feature = "testkit"))]
 mod openai;
 #[cfg(feature = "s3")]
 mod s3;
-#[cfg(all(feature = "sqs", feature = "testkit"))]
-mod sqs;
-#[cfg(all(feature = "dynamodb", feature = "testkit"))]
-mod dynamodb;
 #[cfg(all(feature = "s3-vectors", feature = "testkit"))]
 mod s3_vectors;
+#[cfg(all(feature = "sqs", feature = "testkit"))]
+mod sqs;
 #[cfg(feature = "storefront")]
 mod storefront;
 #[cfg(feature = "testkit")]

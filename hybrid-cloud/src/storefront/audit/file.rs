@@ -310,12 +310,9 @@ impl Segment {
         }
         text.clear();
         for done in waiting.drain(..) {
-            let answer = match &written {
-                Ok(()) => Ok(()),
-                Err(error) => {
-                    Err(Error::new(error.kind(), APPEND, "the entry could not be kept").with_source(error.to_string()))
-                }
-            };
+            let answer = written.as_ref().map(|()| ()).map_err(|error| {
+                Error::new(error.kind(), APPEND, "the entry could not be kept").with_source(error.to_string())
+            });
             let _ = done.send(answer);
         }
     }
