@@ -10,7 +10,7 @@
 //! | [`Trainer`] | plan in, candidate out | |
 //! | [`VectorIndex`] | embeddings of a tenant, and the nearest of them | [`memory::MemoryVectorIndex`] |
 //! | [`RecordStore`] | a tenant's live records: conditions, an end, export and erasure | [`memory::MemoryRecordStore`] |
-//! | [`Outbox`], [`JudgmentSink`], [`Clock`], [`IdSource`], [`Signer`], [`ModelLoader`], [`Progress`] | the smaller ones | |
+//! | [`Outbox`], [`JudgmentSink`], [`Jobs`], [`Clock`], [`IdSource`], [`Signer`], [`ModelLoader`], [`Progress`] | the smaller ones | |
 //!
 //! This crate knows no cloud provider, no tensor library, no database, no file system and no runtime.
 //!
@@ -24,6 +24,7 @@ mod document;
 mod error;
 mod id;
 pub mod inference;
+mod jobs;
 mod judgment;
 pub mod memory;
 mod model;
@@ -54,6 +55,7 @@ pub use id::{
 pub use inference::{
     BackendProfile, BoxFuture, BoxStream, Event, InferenceBackend, Limits, Note, Reply, ReplyMeta, ServedModel, Task,
 };
+pub use jobs::{JobEnd, JobFailure, JobOrder, JobStatus, Jobs};
 pub use judgment::{
     DatasetRef, Judgment, JudgmentSink, Segment, SegmentRef, dataset_prefix, fold_judgments, segment_key,
 };

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use hybrid_core::{
-    Clock, DataPolicy, DatasetName, Error, IdSource, InferenceBackend, JudgmentSink, Result, SystemClock, SystemIds,
+    Clock, DataPolicy, DatasetName, Error, IdSource, InferenceBackend, JobKind, Jobs, JudgmentSink, Result, SystemClock, SystemIds,
     TenantId,
     task::{Chat, Classify, Embed, GenerateImage, Transcribe},
 };
@@ -33,6 +33,7 @@ pub struct StorefrontBuilder {
     models: Vec<Model>,
     labels: Option<BTreeSet<String>>,
     judgments: Option<(Arc<dyn JudgmentSink>, DatasetName)>,
+    jobs: Option<(Arc<dyn Jobs>, BTreeSet<JobKind>)>,
     checks: Vec<Check>,
 }
 
@@ -136,6 +137,14 @@ impl StorefrontBuilder {
         self
     }
 
+    /// Takes orders for work of these kinds at `POST /v1/jobs`, and shows at `GET /v1/jobs/{id}` how they stand. A kind that customers may not order,
+    /// such as training, is simply not named.
+    #[must_use]
+    pub fn jobs(mut self, jobs: Arc<dyn Jobs>, kinds: impl IntoIterator<Item = JobKind>) -> Self {
+        self.jobs = Some((jobs, kinds.into_iter().collect()));
+        self
+    }
+
     /// Takes judgments with these labels alone. Without this every label that is not blank is taken, a misspelt one too.
     #[must_use]
     pub fn labels(mut self, labels: impl IntoIterator<Item = impl Into<String>>) -> Self {
@@ -230,11 +239,15 @@ impl StorefrontBuilder {
             models,
             labels,
             judgments,
+            jobs,
             checks,
         } = self;
         check_models(&models)?;
-        if models.is_empty() && judgments.is_none() {
-            return Err(Error::invalid(BUILD, "there is nothing to offer; give a model or a place for judgments"));
+        if models.is_empty() && judgments.is_none() && jobs.is_none() {
+            return Err(Error::invalid(
+                BUILD,
+                "there is nothing to offer; give a model, or a place for judgments or jobs",
+            ));
         }
         if labels.as_ref().is_some_and(|labels| labels.is_empty() || labels.iter().any(|label| label.trim().is_empty()))
         {
@@ -263,6 +276,7 @@ impl StorefrontBuilder {
             models,
             labels,
             judgments,
+            jobs,
             checks,
         };
         Ok(Storefront { front: Arc::new(Front::new(ports)) })

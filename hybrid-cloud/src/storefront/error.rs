@@ -1,12 +1,12 @@
 //! Errors in the OpenAI API's shape.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use hybrid_core::{Error, ErrorKind, RequestId};
+use hybrid_core::{Error, ErrorKind, JobKind, RequestId};
 use serde_json::json;
 
 use super::identity::Scope;
@@ -132,6 +132,19 @@ impl ApiError {
     pub(super) fn unknown_model(id: &str) -> Self {
         let message = format!("there is no model {:?}; see GET /v1/models", shorten(id.to_owned(), 64));
         Self::new(StatusCode::NOT_FOUND, INVALID, "model_not_found", message).param("model")
+    }
+
+    /// The same for a job that does not exist and for another's.
+    pub(super) fn unknown_job(id: &str) -> Self {
+        let message = format!("there is no job {:?}", shorten(id.to_owned(), 64));
+        Self::new(StatusCode::NOT_FOUND, INVALID, "job_not_found", message)
+    }
+
+    pub(super) fn unknown_kind(kind: &str, kinds: &BTreeSet<JobKind>) -> Self {
+        let known: Vec<_> = kinds.iter().map(JobKind::as_str).collect();
+        let kind = shorten(kind.to_owned(), 64);
+        Self::invalid("unknown_kind", format!("there is no kind {kind:?}; the kinds are {}", known.join(", ")))
+            .param("kind")
     }
 
     pub(super) fn media_type(code: &'static str, message: impl Into<String>) -> Self {

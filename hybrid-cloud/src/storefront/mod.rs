@@ -28,6 +28,8 @@
 //! | `POST /v1/classify` | `{"model"?, "input": "text" or ["text", …], "top_k"?}` | 200 `{"object": "classification.list", "model", "version", "manifest", "results": [{"label", "confidence", "scores": [{"label", "score"}]}], "usage"?, "notes"?}` |
 //! | `POST /v1/judgments` | `{"input": "text" or {"text"}, "label", "model"?, "version"?, "manifest"?, "answer"?, "request_id"?, "by"?, "tags"?, "idempotency_key"?}` | 201 `{"object": "judgment", "id"}` once durable |
 //! | `POST /v1/judgments` | `{"judgments": [as above, …]}` | 201 `{"object": "list", "data": [{"object": "judgment", "id"}, …]}` |
+//! | `POST /v1/jobs` | `{"kind", "payload"?, "idempotency_key"?}` | 202 `{"object": "job", "id", "kind", "status": "queued"}` once durable |
+//! | `GET /v1/jobs/{id}` | | `{"object": "job", "id", "kind", "status": "queued", "succeeded" or "failed", "created_at", "finished_at"?, "output"?, "error"?: {"code", "message"}}` |
 //! | `GET /v1/models`, `GET /v1/models/{id}` | | `{"id", "object": "model", "created", "owned_by", "task", "version", "manifest", "locality"}`, alone or in a list |
 //! | `GET /openapi.json` | | an OpenAPI 3.1 document of these routes, as far as they are offered |
 //! | `GET /healthz` | | 200 while the process is alive |
@@ -90,12 +92,12 @@
 //!
 //! | status | `type` | `code` | when |
 //! |---|---|---|---|
-//! | 400 | `invalid_request_error` | `invalid_utf8`, `invalid_json`, `invalid_body`, `invalid_request`, `unsupported`, `unknown_label` | the request can never succeed as it is; [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) and [`Unsupported`](hybrid_core::ErrorKind::Unsupported) of a backend |
+//! | 400 | `invalid_request_error` | `invalid_utf8`, `invalid_json`, `invalid_body`, `invalid_request`, `unsupported`, `unknown_label`, `unknown_kind` | the request can never succeed as it is; [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) and [`Unsupported`](hybrid_core::ErrorKind::Unsupported) of a backend |
 //! | 400 | `invalid_request_error` | `credentials_in_url` | the query names a key or a token |
 //! | 401 | `authentication_error` | `missing_credentials`, `invalid_api_key` | there is no token, or it does not hold |
 //! | 403 | `permission_error` | `missing_scope` | the principal lacks the route's [`Scope`] |
 //! | 403 | `permission_error` | `policy_denied` | [`PolicyDenied`](hybrid_core::ErrorKind::PolicyDenied) |
-//! | 404 | `invalid_request_error` | `not_found`, `model_not_found` | no such route, no such model |
+//! | 404 | `invalid_request_error` | `not_found`, `model_not_found`, `job_not_found` | no such route, model or job |
 //! | 405 | `invalid_request_error` | `method_not_allowed` | the route has other methods; `allow` lists them |
 //! | 400 | `invalid_request_error` | `invalid_form` | an upload that is no form, or breaks off |
 //! | 408 | `timeout_error` | `body_timeout` | the body did not arrive within the request's time |
@@ -128,6 +130,7 @@ mod front;
 mod health;
 mod identity;
 mod images;
+mod jobs;
 mod judgments;
 #[cfg(feature = "lambda")]
 mod lambda;

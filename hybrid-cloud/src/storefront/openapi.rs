@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::{
     classify,
     front::{Admitted, Front},
-    judgments, models,
+    jobs, judgments, models,
     routes::{Route, table},
 };
 use crate::wire::{
@@ -102,15 +102,13 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         (&Method::POST, "/v1/audio/translations") => uploads(schemas, "Writes down what is said, in English."),
         (&Method::POST, "/v1/classify") => posts::<classify::Body, classify::Answer>(schemas, "Labels texts."),
         (&Method::POST, "/v1/judgments") => {
-            let mut operation =
-                posts::<judgments::Body, Value>(schemas, "Records a judgment, or with `judgments` a list of them.");
-            if let Some(responses) = operation["responses"].as_object_mut()
-                && let Some(created) = responses.remove("200")
-            {
-                responses.insert("201".to_owned(), created);
-            }
-            operation
+            let summary = "Records a judgment, or with `judgments` a list of them.";
+            with_status(posts::<judgments::Body, Value>(schemas, summary), "201")
         }
+        (&Method::POST, "/v1/jobs") => {
+            with_status(posts::<jobs::Body, jobs::Answer>(schemas, "Orders work of the kitchen."), "202")
+        }
+        (&Method::GET, "/v1/jobs/{id}") => answers::<jobs::Answer>(schemas, "Tells how a job stands."),
         (&Method::GET, "/v1/models") => answers::<models::List>(schemas, "Lists the models."),
         (&Method::GET, "/v1/models/{*id}") => answers::<models::Entry>(schemas, "Tells about a model."),
         (&Method::GET, "/healthz") => answers::<Value>(schemas, "Says that the process is alive."),
@@ -128,6 +126,16 @@ fn answers<A: JsonSchema>(schemas: &mut SchemaGenerator, summary: &str) -> Value
         "summary": summary,
         "responses": { "200": { "description": "The answer.", "content": { "application/json": { "schema": schema } } } },
     })
+}
+
+/// The same with another status for its success.
+fn with_status(mut operation: Value, status: &str) -> Value {
+    if let Some(responses) = operation["responses"].as_object_mut()
+        && let Some(success) = responses.remove("200")
+    {
+        responses.insert(status.to_owned(), success);
+    }
+    operation
 }
 
 fn posts<Q: JsonSchema, A: JsonSchema>(schemas: &mut SchemaGenerator, summary: &str) -> Value {

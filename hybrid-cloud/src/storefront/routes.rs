@@ -12,7 +12,7 @@ use axum::{
 use hybrid_core::task::{Chat, Classify, Embed, GenerateImage, Transcribe};
 
 use super::{
-    chat, classify, embeddings, front::Front, health, identity::Scope, images, judgments, models, openapi, responses,
+    chat, classify, embeddings, front::Front, health, identity::Scope, images, jobs, judgments, models, openapi, responses,
     transcriptions,
 };
 
@@ -56,6 +56,10 @@ pub(super) fn table(front: &Front) -> Vec<(Route, MethodRouter<Arc<Front>>)> {
     }
     if front.takes_judgments() {
         table.push(write("/v1/judgments", Scope::JudgmentsWrite, judgments::judge));
+    }
+    if front.takes_jobs() {
+        table.push(write("/v1/jobs", Scope::Jobs, jobs::submit));
+        table.push(read("/v1/jobs/{id}", Scope::Jobs, jobs::status));
     }
     table
 }

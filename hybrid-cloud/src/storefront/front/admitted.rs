@@ -5,8 +5,9 @@ use std::sync::Arc;
 use axum::{extract::FromRequestParts, http::request::Parts};
 use futures_util::future::join_all;
 use hybrid_core::{
-    BoxStream, DatasetName, Error, Event, InferenceBackend, Judgment, Monotonic, Reply, RequestId, Result, Timestamp,
+    BoxStream, DatasetName, Error, Event, InferenceBackend, JobId, JobKind, JobOrder, JobStatus, Judgment, Monotonic, Reply, RequestId, Result, Timestamp,
 };
+use serde_json::Value;
 
 use super::{
     Front, Identified, Model, Served,
@@ -167,9 +168,7 @@ impl Admitted {
     pub(crate) async fn record(&self, judgments: Vec<Judgment>) -> Result<Vec<Result<()>>, ApiError> {
         let (sink, dataset) = self.front.ports.judgments.as_ref().ok_or_else(ApiError::not_found)?;
         let asked = self.front.keeps_content().then(|| kept(&judgments)).flatten();
-        let estimate = Estimate::default();
-        let purpose = Purpose { action: "judgments", model: None, estimate, streamed: false, asked };
-        let mut call = Call::begin(self, purpose).await?;
+        let mut call = Call::begin(self, Purpose::without_model("judgments", asked)).await?;
         let recordings = judgments.into_iter().map(|judgment| sink.record(&self.principal.tenant, dataset, judgment));
         let recorded = call.cx.run("record judgments", async { Ok(join_all(recordings).await) }).await;
         match recorded.as_ref().map(|results| results.iter().find_map(|result| result.as_ref().err())) {
@@ -177,5 +176,43 @@ impl Admitted {
             Ok(Some(error)) | Err(error) => call.fail(error, false),
         }
         Ok(recorded?)
+    }
+
+    /// The kind called `kind`, if it may be ordered.
+    pub(crate) fn job_kind(&self, kind: &str) -> Result<JobKind, ApiError> {
+        let (_, kinds) = self.front.ports.jobs.as_ref().ok_or_else(ApiError::not_found)?;
+        kinds.iter().find(|known| known.as_str() == kind).cloned().ok_or_else(|| ApiError::unknown_kind(kind, kinds))
+    }
+
+    /// Orders work for the caller's tenant.
+    pub(crate) async fn submit_job(
+        &self,
+        kind: JobKind,
+        payload: Value,
+        key: Option<RequestId>,
+    ) -> Result<JobId, ApiError> {
+        let (jobs, _) = self.front.ports.jobs.as_ref().ok_or_else(ApiError::not_found)?;
+        let asked = self.front.keeps_content().then(|| kept(&(&kind, &payload))).flatten();
+        let mut call = Call::begin(self, Purpose::without_model("jobs", asked)).await?;
+        let (request, trace) = (Some(call.cx.request.clone()), call.cx.trace.clone());
+        let order = JobOrder { tenant: self.principal.tenant.clone(), kind, payload, key, request, trace };
+        let submitted = call.cx.run("submit job", jobs.submit(order)).await;
+        match &submitted {
+            Ok(_) => call.done(None, None).await?,
+            Err(error) => call.fail(error, false),
+        }
+        Ok(submitted?)
+    }
+
+    /// How a job of the caller's tenant stands.
+    pub(crate) async fn job_status(&self, id: JobId) -> Result<Option<JobStatus>, ApiError> {
+        let (jobs, _) = self.front.ports.jobs.as_ref().ok_or_else(ApiError::not_found)?;
+        let mut call = Call::begin(self, Purpose::without_model("jobs.read", None)).await?;
+        let status = call.cx.run("read job", jobs.status(&self.principal.tenant, id)).await;
+        match &status {
+            Ok(_) => call.done(None, None).await?,
+            Err(error) => call.fail(error, false),
+        }
+        Ok(status?)
     }
 }

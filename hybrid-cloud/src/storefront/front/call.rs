@@ -42,6 +42,13 @@ pub(super) struct Purpose {
     pub(super) asked: Option<Value>,
 }
 
+impl Purpose {
+    /// Something that asks no model and costs nothing.
+    pub(super) fn without_model(action: &'static str, asked: Option<Value>) -> Self {
+        Self { action, model: None, estimate: Estimate::default(), streamed: false, asked }
+    }
+}
+
 impl Drop for Call {
     fn drop(&mut self) {
         self.cx.cancel.cancel();

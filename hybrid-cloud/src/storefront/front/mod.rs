@@ -10,7 +10,9 @@ use std::{
 };
 
 use axum::http::HeaderMap;
-use hybrid_core::{Cancellation, Clock, DataPolicy, DatasetName, IdSource, JudgmentSink, Result, TenantId, Timestamp};
+use hybrid_core::{
+    Cancellation, Clock, DataPolicy, DatasetName, IdSource, JobKind, Jobs, JudgmentSink, Result, TenantId, Timestamp,
+};
 use tokio::sync::Semaphore;
 
 mod admitted;
@@ -59,6 +61,7 @@ pub(super) struct Ports {
     pub(super) models: Vec<Model>,
     pub(super) labels: Option<BTreeSet<String>>,
     pub(super) judgments: Option<(Arc<dyn JudgmentSink>, DatasetName)>,
+    pub(super) jobs: Option<(Arc<dyn Jobs>, BTreeSet<JobKind>)>,
     pub(super) checks: Vec<Check>,
 }
 
@@ -105,6 +108,10 @@ impl Front {
 
     pub(super) fn takes_judgments(&self) -> bool {
         self.ports.judgments.is_some()
+    }
+
+    pub(super) fn takes_jobs(&self) -> bool {
+        self.ports.jobs.is_some()
     }
 
     pub(super) fn drain(&self) {

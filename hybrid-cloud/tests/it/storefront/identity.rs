@@ -10,14 +10,14 @@ use async_trait::async_trait;
 use axum::{Router, body::Body, http::Request};
 use hybrid_cloud::storefront::{Authenticator, Offer, Principal, Route, Scope, Storefront};
 use hybrid_core::{
-    BackendProfile, BoxStream, CallContext, DataPolicy, Error, Event, InferenceBackend, Reply, Result,
+    BackendProfile, BoxStream, CallContext, DataPolicy, Error, Event, InferenceBackend, JobKind, Reply, Result,
     memory::ScriptedBackend,
     task::{Classify, ClassifyRequest},
 };
 use serde_json::{Value, json};
 
 use super::rig::{
-    Answer, Sink, Tokens, asleep, builder, call, classify, dataset, from, get, noon, orders, post, tenant,
+    Answer, Desk, Sink, Tokens, asleep, builder, call, classify, dataset, from, get, noon, orders, post, tenant,
 };
 
 fn tokens() -> Arc<Tokens> {
@@ -36,6 +36,7 @@ fn shop(sink: &Arc<Sink>) -> Storefront {
         .classify(Offer::new("of-a").only_for([tenant("a")]), orders())
         .classify(Offer::new("of-b").only_for([tenant("b")]), orders())
         .judgments(sink.clone(), dataset())
+        .jobs(Arc::new(Desk::default()), [JobKind::new("enrich").unwrap()])
         .build()
         .unwrap()
 }
@@ -44,7 +45,7 @@ fn shop(sink: &Arc<Sink>) -> Storefront {
 /// walk all of them.
 fn request(route: &Route, model: &str) -> Request<Body> {
     match (route.method.as_str(), route.path) {
-        ("GET", "/healthz" | "/readyz" | "/v1/models" | "/openapi.json") => get(route.path),
+        ("GET", "/healthz" | "/readyz" | "/v1/models" | "/v1/jobs" | "/v1/jobs/{id}" | "/openapi.json") => get(route.path),
         ("GET", "/v1/models/{*id}") => get(&format!("/v1/models/{model}")),
         ("POST", "/v1/classify") => classify(&json!({ "model": model, "input": "two loaves" })),
         ("POST", "/v1/judgments") => {
@@ -63,6 +64,8 @@ fn request(route: &Route, model: &str) -> Request<Body> {
         ("POST", "/v1/audio/transcriptions" | "/v1/audio/translations") => {
             super::media::form(route.path, &[("model", model)], Some(("a.wav", b"RIFF")))
         }
+        ("POST", "/v1/jobs") => post(route.path, json!({ "kind": "enrich" }).to_string()),
+        ("GET", "/v1/jobs/{id}") => get(&format!("/v1/jobs/{}", Desk::ALWAYS)),
         (method, path) => panic!("{method} {path} is not proved to keep tenants apart: say here how to ask it"),
     }
 }

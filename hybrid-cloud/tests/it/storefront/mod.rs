@@ -6,6 +6,7 @@ mod classify;
 mod credentials;
 mod edge;
 mod identity;
+mod jobs;
 mod judgments;
 mod media;
 mod openapi;

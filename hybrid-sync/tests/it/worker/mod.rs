@@ -5,6 +5,7 @@ mod drain;
 mod failures;
 mod lanes;
 mod leases;
+mod orders;
 mod strangers;
 mod wire;
 

@@ -1,5 +1,7 @@
 //! Jobs and their results: what the storefront puts on the queue and what the kitchen leaves in the bucket.
 
+mod queued;
+
 use std::time::Duration;
 
 use hybrid_core::{
@@ -8,6 +10,8 @@ use hybrid_core::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
+
+pub use queued::QueuedJobs;
 
 /// A piece of work: the document that travels as a message's body.
 ///
