@@ -4,6 +4,8 @@
 
 mod app;
 mod away;
+#[cfg(feature = "aws")]
+mod aws;
 mod bad_input;
 mod corpus;
 mod crash;

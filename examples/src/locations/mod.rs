@@ -84,6 +84,9 @@ fn unknown(operation: &'static str, url: &Url, known: &'static str) -> Error {
         .with("known", known)
 }
 
+#[cfg(feature = "aws")]
+mod aws;
+
 #[cfg(not(feature = "aws"))]
 mod aws {
     use super::{Arc, ArtifactStore, Error, ErrorKind, JobQueue, Result, Url};

@@ -1,0 +1,54 @@
+//! Bucket and queue on AWS, or on servers that speak its protocols. Credentials come from where the AWS command line has them.
+
+use std::{collections::HashMap, sync::Arc};
+
+use hybrid_cloud::{
+    aws::{AwsConfig, AwsOptions},
+    s3::{S3Location, S3Options, S3Store},
+    sqs::{SqsQueue, SqsQueueOptions},
+};
+use hybrid_core::{ArtifactStore, Error, JobQueue, Result};
+use url::Url;
+
+/// What may stand behind the question mark.
+const KNOWN: [&str; 4] = ["region", "endpoint", "profile", "path-style"];
+
+pub(super) async fn store(url: &Url) -> Result<Arc<dyn ArtifactStore>> {
+    let query = query("open bucket", url)?;
+    let bucket = url.host_str().ok_or_else(|| Error::invalid("open bucket", "the URL names no bucket").with("url", url))?;
+    let config = config(&query, None).await?;
+    let location = S3Location::new(bucket, url.path().trim_matches('/'))?;
+    let path_style = query.get("path-style").is_some_and(|value| value == "true");
+    Ok(Arc::new(S3Store::new(&config, location, S3Options { path_style, ..S3Options::default() })?))
+}
+
+pub(super) async fn queue(url: &Url) -> Result<Arc<dyn JobQueue>> {
+    let query = query("open queue", url)?;
+    let host = url.host_str().ok_or_else(|| Error::invalid("open queue", "the URL names no host").with("url", url))?;
+    // A queue's URL says where it is: sqs.<region>.amazonaws.com.
+    let region = host.strip_prefix("sqs.").and_then(|rest| rest.split_once(".amazonaws.")).map(|(region, _)| region);
+    let config = config(&query, region).await?;
+    let root = match query.get("endpoint") {
+        Some(endpoint) => endpoint.trim_end_matches('/').to_owned(),
+        None => format!("https://{host}"),
+    };
+    let queue = SqsQueue::open(&config, format!("{root}{}", url.path()), SqsQueueOptions::default()).await?;
+    Ok(Arc::new(queue))
+}
+
+async fn config(query: &HashMap<String, String>, region: Option<&str>) -> Result<AwsConfig> {
+    let one = |name: &str| query.get(name).cloned();
+    let region = one("region").or_else(|| region.map(str::to_owned));
+    AwsConfig::load(AwsOptions { region, endpoint: one("endpoint"), profile: one("profile"), ..AwsOptions::default() })
+        .await
+}
+
+fn query(operation: &'static str, url: &Url) -> Result<HashMap<String, String>> {
+    let query: HashMap<_, _> = url.query_pairs().into_owned().collect();
+    match query.keys().find(|name| !KNOWN.contains(&name.as_str())) {
+        None => Ok(query),
+        Some(unknown) => Err(Error::invalid(operation, "the URL has a parameter that is not known")
+            .with("parameter", unknown)
+            .with("known", KNOWN.join(", "))),
+    }
+}
