@@ -15,7 +15,8 @@ const KNOWN: [&str; 4] = ["region", "endpoint", "profile", "path-style"];
 
 pub(super) async fn store(url: &Url) -> Result<Arc<dyn ArtifactStore>> {
     let query = query("open bucket", url)?;
-    let bucket = url.host_str().ok_or_else(|| Error::invalid("open bucket", "the URL names no bucket").with("url", url))?;
+    let bucket =
+        url.host_str().ok_or_else(|| Error::invalid("open bucket", "the URL names no bucket").with("url", url))?;
     let config = config(&query, None).await?;
     let location = S3Location::new(bucket, url.path().trim_matches('/'))?;
     let path_style = query.get("path-style").is_some_and(|value| value == "true");

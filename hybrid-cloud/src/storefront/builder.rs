@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use hybrid_core::{
-    Clock, DataPolicy, DatasetName, Error, IdSource, InferenceBackend, JobKind, Jobs, JudgmentSink, Result, SystemClock, SystemIds,
-    TenantId,
+    Clock, DataPolicy, DatasetName, Error, IdSource, InferenceBackend, JobKind, Jobs, JudgmentSink, Result,
+    SystemClock, SystemIds, TenantId,
     task::{Chat, Classify, Embed, GenerateImage, Transcribe},
 };
 

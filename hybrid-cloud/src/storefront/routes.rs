@@ -12,8 +12,8 @@ use axum::{
 use hybrid_core::task::{Chat, Classify, Embed, GenerateImage, Transcribe};
 
 use super::{
-    chat, classify, embeddings, front::Front, health, identity::Scope, images, jobs, judgments, models, openapi, responses,
-    transcriptions,
+    chat, classify, embeddings, front::Front, health, identity::Scope, images, jobs, judgments, models, openapi,
+    responses, transcriptions,
 };
 
 /// A route of a storefront; [`Storefront::routes`](super::Storefront::routes) lists them.

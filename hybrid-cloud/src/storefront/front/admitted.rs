@@ -5,7 +5,8 @@ use std::sync::Arc;
 use axum::{extract::FromRequestParts, http::request::Parts};
 use futures_util::future::join_all;
 use hybrid_core::{
-    BoxStream, DatasetName, Error, Event, InferenceBackend, JobId, JobKind, JobOrder, JobStatus, Judgment, Monotonic, Reply, RequestId, Result, Timestamp,
+    BoxStream, DatasetName, Error, Event, InferenceBackend, JobId, JobKind, JobOrder, JobStatus, Judgment, Monotonic,
+    Reply, RequestId, Result, Timestamp,
 };
 use serde_json::Value;
 
