@@ -310,9 +310,13 @@ impl Segment {
         }
         text.clear();
         for done in waiting.drain(..) {
-            let answer = written.as_ref().map(|()| ()).map_err(|error| {
-                Error::new(error.kind(), APPEND, "the entry could not be kept").with_source(error.to_string())
-            });
+            // Each caller gets an error of its own.
+            let answer = match &written {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    Err(Error::new(error.kind(), APPEND, "the entry could not be kept").with_source(error.to_string()))
+                }
+            };
             let _ = done.send(answer);
         }
     }

@@ -115,6 +115,7 @@ fn shop(items: &[Item], on_failure: AuditFailure) -> Shop {
         models: vec![Model::new(Offer::new("m"), backend)],
         labels: None,
         judgments: None,
+        jobs: None,
         checks: Vec::new(),
     };
     let deadline = clock.monotonic().plus(Duration::from_secs(30));

@@ -45,9 +45,7 @@ fn shop(sink: &Arc<Sink>) -> Storefront {
 /// walk all of them.
 fn request(route: &Route, model: &str) -> Request<Body> {
     match (route.method.as_str(), route.path) {
-        ("GET", "/healthz" | "/readyz" | "/v1/models" | "/v1/jobs" | "/v1/jobs/{id}" | "/openapi.json") => {
-            get(route.path)
-        }
+        ("GET", "/healthz" | "/readyz" | "/v1/models" | "/openapi.json") => get(route.path),
         ("GET", "/v1/models/{*id}") => get(&format!("/v1/models/{model}")),
         ("POST", "/v1/classify") => classify(&json!({ "model": model, "input": "two loaves" })),
         ("POST", "/v1/judgments") => {
@@ -74,7 +72,7 @@ fn request(route: &Route, model: &str) -> Request<Body> {
 
 /// Whether a request to the route can name a model.
 fn names_a_model(route: &Route) -> bool {
-    !matches!(route.path, "/healthz" | "/readyz" | "/v1/models" | "/openapi.json")
+    !matches!(route.path, "/healthz" | "/readyz" | "/v1/models" | "/v1/jobs" | "/v1/jobs/{id}" | "/openapi.json")
 }
 
 /// The same offers of each of the tasks that speak the OpenAI API.
