@@ -6,7 +6,7 @@
 //! # Features
 //! | feature | default | what it adds |
 //! |---|---|---|
-//! | `bedrock` | no | `bedrock`: chat on Amazon Bedrock |
+//! | `bedrock` | no | `bedrock`: chat and embedding on Amazon Bedrock |
 //! | `storefront` | yes | [`storefront`]: the HTTP surface as an axum `Router` from a builder over ports, and a server for it |
 //! | `jwt` | no | JSON Web Tokens as credentials of the storefront: `JwtAuthenticator` |
 //! | `aws` | no | [`aws`]: region, endpoint, credentials, retries and time limits that the AWS adapters share |

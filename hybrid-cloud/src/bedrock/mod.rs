@@ -1,4 +1,4 @@
-//! Amazon Bedrock: chat through Converse and ConverseStream.
+//! Amazon Bedrock: chat through Converse and ConverseStream, embedding through InvokeModel.
 //!
 //! ```no_run
 //! use hybrid_cloud::{aws::{AwsConfig, AwsOptions}, bedrock::{Bedrock, BedrockOptions, ModelOptions}};
@@ -57,7 +57,9 @@
 
 mod call;
 mod chat;
+mod embed;
 mod failure;
+mod invoke;
 mod json;
 mod model_id;
 mod price;
@@ -75,6 +77,7 @@ use hybrid_core::{BackendProfile, Error, IdSource, Limits, Price, Result, Served
 use self::{call::Caller, model_id::ModelId};
 pub use self::{
     chat::BedrockChat,
+    embed::BedrockEmbed,
     price::{PriceRow, PriceTable},
     retry::RetryPolicy,
 };
@@ -170,6 +173,14 @@ impl Bedrock {
     /// [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) for an id that cannot be a model's, or an ARN of another region.
     pub fn chat(&self, model: ModelOptions) -> Result<BedrockChat> {
         BedrockChat::new(self.caller(&model)?, model)
+    }
+
+    /// A model that embeds texts.
+    ///
+    /// # Errors
+    /// As [`chat`](Self::chat), or [`Unsupported`](hybrid_core::ErrorKind::Unsupported) for a model whose body is not known.
+    pub fn embed(&self, model: ModelOptions) -> Result<BedrockEmbed> {
+        BedrockEmbed::new(self.caller(&model)?)
     }
 
     /// What all backends of one model share.

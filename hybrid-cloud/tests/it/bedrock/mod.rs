@@ -1,6 +1,7 @@
 //! Bedrock's adapters against a scripted server that speaks the true wire.
 
 mod conformance;
+mod embed;
 mod ends;
 mod faults;
 mod places;
@@ -8,3 +9,4 @@ mod requests;
 mod responses;
 mod retries;
 mod rig;
+mod wire;
