@@ -40,7 +40,7 @@ impl S3Location {
         let trimmed = prefix.strip_suffix('/').unwrap_or(prefix);
         let safe = |char: char| char.is_ascii_alphanumeric() || "!-_.*'()".contains(char);
         let part_fits = |part: &str| !part.is_empty() && part != "." && part != ".." && part.chars().all(safe);
-        let fits = trimmed.is_empty() || trimmed.len() <= 500 && trimmed.split('/').all(part_fits);
+        let fits = prefix.is_empty() || trimmed.len() <= 500 && trimmed.split('/').all(part_fits);
         if !fits {
             return Err(invalid(
                 "expected at most 500 bytes in parts of A-Z, a-z, 0-9 and ! - _ . * ' ( ), none of them empty, . or ..",

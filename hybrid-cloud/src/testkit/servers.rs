@@ -140,6 +140,8 @@ impl Seaweed {
             [
                 "-ip=127.0.0.1",
                 "-ip.bind=127.0.0.1",
+                // Each bucket takes several volumes, which are empty files at first; by default the free disk space says how many there may be.
+                "-volume.max=10000",
                 "-webdav=false",
                 "-admin.ui=false",
                 "-s3.port.iceberg=0",
