@@ -4,14 +4,14 @@ use std::{collections::HashMap, sync::Arc};
 
 use hybrid_cloud::{
     aws::{AwsConfig, AwsOptions},
-    s3::{S3Location, S3Options, S3Store},
+    s3::{Listing, S3Location, S3Options, S3Store},
     sqs::{SqsQueue, SqsQueueOptions},
 };
 use hybrid_core::{ArtifactStore, Error, JobQueue, Result};
 use url::Url;
 
 /// What may stand behind the question mark.
-const KNOWN: [&str; 4] = ["region", "endpoint", "profile", "path-style"];
+const KNOWN: [&str; 5] = ["region", "endpoint", "profile", "path-style", "listing"];
 
 pub(super) async fn store(url: &Url) -> Result<Arc<dyn ArtifactStore>> {
     let query = query("open bucket", url)?;
@@ -20,7 +20,15 @@ pub(super) async fn store(url: &Url) -> Result<Arc<dyn ArtifactStore>> {
     let config = config(&query, None).await?;
     let location = S3Location::new(bucket, url.path().trim_matches('/'))?;
     let path_style = query.get("path-style").is_some_and(|value| value == "true");
-    Ok(Arc::new(S3Store::new(&config, location, S3Options { path_style, ..S3Options::default() })?))
+    let listing = match query.get("listing").map(String::as_str) {
+        None => Listing::ByteOrder,
+        Some("sorted") => Listing::Sorted,
+        Some(other) => {
+            let unknown = "the only other listing is listing=sorted, for servers that list folder by folder";
+            return Err(Error::invalid("open bucket", unknown).with("listing", other));
+        }
+    };
+    Ok(Arc::new(S3Store::new(&config, location, S3Options { path_style, listing, ..S3Options::default() })?))
 }
 
 pub(super) async fn queue(url: &Url) -> Result<Arc<dyn JobQueue>> {

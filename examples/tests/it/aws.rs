@@ -23,7 +23,8 @@ async fn places(name: &str) -> [String; 2] {
     let queue = urls.queue.split_once("://").unwrap().1;
     let more = "region=us-east-1&endpoint=";
     [
-        format!("s3://{name}/a/site?path-style=true&{more}{}", s3.endpoint()),
+        // SeaweedFS lists folder by folder.
+        format!("s3://{name}/a/site?path-style=true&listing=sorted&{more}{}", s3.endpoint()),
         format!("sqs://{queue}?{more}{}", sqs.endpoint()),
     ]
 }
