@@ -7,18 +7,18 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `storefront` | yes | [`storefront`]: the HTTP surface as an axum `Router` from a builder over ports, and a server for it |
-//! | `aws` | no | [`aws`]: region, endpoint, credentials, retries and time limits that the AWS adapters share |
+//! | `aws` | no | `aws`: region, endpoint, credentials, retries and time limits that the AWS adapters share |
 //! | `bedrock` | no | `bedrock`: chat and embedding on Amazon Bedrock |
-//! | `dynamodb` | no | [`dynamodb`]: live records on DynamoDB |
+//! | `dynamodb` | no | `dynamodb`: live records on DynamoDB |
 //! | `jwt` | no | JSON Web Tokens as credentials of the storefront: `JwtAuthenticator` |
 //! | `lambda` | no | the storefront as a cloud function: `Storefront::serve_lambda` |
-//! | `object-store` | no | [`object_store`]: artifacts on GCS, Azure, R2, MinIO and the like |
-//! | `openai` | no | [`openai`]: chat, embeddings and transcription on any server that speaks the OpenAI API |
-//! | `s3-vectors` | no | [`s3_vectors`]: embeddings on Amazon S3 Vectors |
-//! | `s3` | no | [`s3`]: artifacts, links and staged files on S3 and on servers that speak its protocol |
-//! | `sqs` | no | [`sqs`]: the job queue on Amazon SQS, with its dead letters, claim checks, FIFO and fair queues |
+//! | `object-store` | no | `object_store`: artifacts on GCS, Azure, R2, MinIO and the like |
+//! | `openai` | no | `openai`: chat, embeddings and transcription on any server that speaks the OpenAI API |
+//! | `s3-vectors` | no | `s3_vectors`: embeddings on Amazon S3 Vectors |
+//! | `s3` | no | `s3`: artifacts, links and staged files on S3 and on servers that speak its protocol |
+//! | `sqs` | no | `sqs`: the job queue on Amazon SQS, with its dead letters, claim checks, FIFO and fair queues |
 //! | `sso` | no | profiles that log in by AWS IAM Identity Center, or whose credentials another program gives |
-//! | `testkit` | no | [`testkit`]: real protocol servers and a proxy that breaks connections, for tests |
+//! | `testkit` | no | `testkit`: real protocol servers and a proxy that breaks connections, for tests |
 
 #[cfg(feature = "aws")]
 pub mod aws;

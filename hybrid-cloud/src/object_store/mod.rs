@@ -1,4 +1,4 @@
-//! Artifacts on whatever the [`object_store`](::object_store) crate reaches: GCS, Azure, R2, MinIO and the like. See [`ObjectStoreAdapter`].
+//! Artifacts on whatever the `object_store` crate reaches: GCS, Azure, R2, MinIO and the like. See [`ObjectStoreAdapter`].
 
 #[cfg(feature = "aws")]
 mod bridge;
