@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use clap::Parser;
-use hybrid_core::{Cancellation, Progress, ProgressEvent, Result};
+use hybrid_core::{Cancellation, Error, Progress, ProgressEvent, Result};
 use hybrid_local::DeviceChoice;
 use hybrid_sync::worker::{Worker, WorkerOptions};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 
-use crate::{locations::Locations, site::Site, train_job::TrainHandler};
+use crate::{locations::Locations, renewal::renew_channels, site::Site, train_job::TrainHandler};
 
 /// Runs a kitchen on a site's queue and bucket.
 #[derive(Debug, Parser)]
@@ -77,8 +77,9 @@ pub async fn run(args: Args) -> Result<()> {
     if args.events {
         say(&KitchenEvent::Ready { pid: std::process::id() });
     }
+    let renewal = tokio::spawn(renew_channels(site, stop.clone()));
     worker.run(stop).await;
-    Ok(())
+    renewal.await.map_err(|error| Error::internal("renew channels", "the task ended early").with_source(error))?
 }
 
 /// Waits for an interrupt or a request to terminate.

@@ -11,6 +11,7 @@ pub mod kitchen;
 pub mod locations;
 pub mod log;
 pub mod quickstart;
+pub mod renewal;
 pub mod site;
 pub mod storefront;
 pub mod train_job;

@@ -335,7 +335,7 @@ impl TrainHandler {
         let published = self.registry.publish(draft, &self.builder, options).await?;
         let release = Release { manifest: published.manifest, incumbent, why, nonce: cx.job.id.to_string() };
         let channel = self.registry.channel(&job.plan.model, &job.channel);
-        channel.append(release, &self.release, cx.job.submitted, VALID_FOR).await?;
+        channel.append(release, &self.release, cx.clock.now(), VALID_FOR).await?;
         Ok((published.manifest, published.bytes_moved))
     }
 }

@@ -23,14 +23,17 @@ mod oms;
 mod publish;
 mod settle;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
+use futures_util::TryStreamExt;
 use hybrid_core::{
-    ArtifactStore, ChannelName, Clock, Digest, Document, Error, ErrorKind, IdSource, Key, Manifest, ModelName, Result,
-    SystemClock, SystemIds, TenantId,
+    ArtifactStore, ChannelName, Clock, Digest, Document, Error, ErrorKind, IdSource, Key, ListOptions, Manifest,
+    ModelName, Result, SystemClock, SystemIds, TenantId,
 };
 
-pub use channel::{Channel, ChannelReader, FileFloor, Floor, FloorStore, Head, Look, MemoryFloor, Release, Statement};
+pub use channel::{
+    Channel, ChannelReader, FileFloor, Floor, FloorStore, Head, Look, MemoryFloor, Release, Renewer, Statement,
+};
 pub use fetch::{FetchOptions, Fetched, InUse, Pruned, held_versions, hold_versions, prune_cache};
 pub use key::{FileSigner, PublicKey};
 pub use oms::{VerifiedFolder, sign_folder, verify_folder};
@@ -82,6 +85,23 @@ impl Registry {
     /// The channel `name` of `model`.
     pub fn channel(&self, model: &ModelName, name: &ChannelName) -> Channel {
         Channel::new(self.clone(), model.clone(), name.clone())
+    }
+
+    /// All channels that have a statement, in order. Nothing is verified by this: whoever can write to the store can add names.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn channels(&self) -> Result<Vec<Channel>> {
+        let prefix = self.namespace.prefix("channels/");
+        let objects: Vec<_> = self.store.list(&prefix, ListOptions::default()).try_collect().await?;
+        let names: BTreeSet<_> = objects
+            .iter()
+            .filter_map(|meta| {
+                let mut parts = meta.key.as_str().strip_prefix(&prefix)?.split('/');
+                Some((ModelName::new(parts.next()?).ok()?, ChannelName::new(parts.next()?).ok()?))
+            })
+            .collect();
+        Ok(names.iter().map(|(model, name)| self.channel(model, name)).collect())
     }
 
     /// Reads a manifest and checks it against its digest. Its signature is not looked at: for display and for publishers, not for loading.

@@ -2,6 +2,7 @@
 
 mod floor;
 mod reader;
+mod renewal;
 mod statement;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use hybrid_core::{
 pub use self::{
     floor::{FileFloor, Floor, FloorStore, MemoryFloor},
     reader::{ChannelReader, Look},
+    renewal::Renewer,
     statement::{Head, Statement},
 };
 use super::{PublicKey, Registry, settle::Settled};

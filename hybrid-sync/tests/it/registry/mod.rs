@@ -10,4 +10,5 @@ mod interop;
 pub(crate) mod live;
 mod prune;
 mod publish;
+mod renewal;
 pub(crate) mod site;
