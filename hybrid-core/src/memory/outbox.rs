@@ -34,13 +34,17 @@ impl Outbox for MemoryOutbox {
         Ok(number)
     }
 
-    async fn pending(&self, max: usize) -> Result<Vec<(u64, Bytes)>> {
-        Ok(self.lock().records.iter().take(max).map(|(number, record)| (*number, record.clone())).collect())
+    async fn pending(&self, after: u64, max: usize) -> Result<Vec<(u64, Bytes)>> {
+        let state = self.lock();
+        let records = state.records.range(after.saturating_add(1)..);
+        Ok(records.take(max).map(|(number, record)| (*number, record.clone())).collect())
     }
 
-    async fn remove(&self, number: u64) -> Result<()> {
+    async fn remove(&self, numbers: &[u64]) -> Result<()> {
         let mut state = self.lock();
-        state.records = state.records.split_off(&number.saturating_add(1));
+        for number in numbers {
+            state.records.remove(number);
+        }
         Ok(())
     }
 

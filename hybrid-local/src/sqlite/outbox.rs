@@ -29,8 +29,8 @@ static FORMAT: Format = Format {
 ///
 /// let outbox = SqliteOutbox::open(&path)?;
 /// let number = outbox.append("record".into()).await?;
-/// assert_eq!(outbox.pending(10).await?, [(number, "record".into())]);
-/// outbox.remove(number).await?;
+/// assert_eq!(outbox.pending(0, 10).await?, [(number, "record".into())]);
+/// outbox.remove(&[number]).await?;
 /// assert_eq!(outbox.len().await?, 0);
 /// # Ok::<(), hybrid_core::Error>(()) }).unwrap();
 /// ```
@@ -72,10 +72,11 @@ impl Outbox for SqliteOutbox {
             .map_err(|_| Error::internal("append record", "a number is negative").with("path", self.path.display()))
     }
 
-    async fn pending(&self, max: usize) -> Result<Vec<(u64, Bytes)>> {
+    async fn pending(&self, after: u64, max: usize) -> Result<Vec<(u64, Bytes)>> {
         let select = move |db: &Connection| {
-            let mut statement = db.prepare_cached("SELECT number, record FROM records ORDER BY number LIMIT ?1")?;
-            let rows = statement.query_map([as_i64(max as u64)], |row| {
+            let select = "SELECT number, record FROM records WHERE number > ?1 ORDER BY number LIMIT ?2";
+            let mut statement = db.prepare_cached(select)?;
+            let rows = statement.query_map([as_i64(after), as_i64(max as u64)], |row| {
                 Ok((row.get::<_, i64>(0)?.unsigned_abs(), Bytes::from(row.get::<_, Vec<u8>>(1)?)))
             })?;
             rows.collect()
@@ -83,9 +84,11 @@ impl Outbox for SqliteOutbox {
         self.writer.call("read records", Access::Read, select, |records| records).await
     }
 
-    async fn remove(&self, number: u64) -> Result<()> {
+    async fn remove(&self, numbers: &[u64]) -> Result<()> {
+        let numbers: Vec<i64> = numbers.iter().copied().map(as_i64).collect();
         let delete = move |db: &Connection| {
-            db.prepare_cached("DELETE FROM records WHERE number <= ?1")?.execute([as_i64(number)]).map(|_| ())
+            let mut delete = db.prepare_cached("DELETE FROM records WHERE number = ?1")?;
+            numbers.iter().try_for_each(|number| delete.execute([number]).map(drop))
         };
         self.writer.call("remove records", Access::Write, delete, |()| ()).await
     }

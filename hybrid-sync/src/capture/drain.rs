@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -32,14 +32,39 @@ pub(super) struct Place {
     date: String,
 }
 
-/// The longest run of records from the front of the outbox of which each place gets at most one segment: then at most the last
-/// segment of each place can be one whose records a crash left in the outbox.
+/// The longest run of records of which each place gets at most one segment: then at most the last segment of each place can be one whose
+/// records a crash left in the outbox.
 #[derive(Debug, Default)]
 struct Batch {
-    places: BTreeMap<Place, (usize, Vec<Judgment>)>,
-    damaged: Vec<Bytes>,
+    places: BTreeMap<Place, Part>,
+    damaged: Vec<(u64, Bytes)>,
     records: u64,
     last: Option<u64>,
+}
+
+/// What one place gets of a batch.
+#[derive(Debug, Default)]
+struct Part {
+    bytes: usize,
+    numbers: Vec<u64>,
+    judgments: Vec<Judgment>,
+}
+
+/// What could not be carried in one drain, and why first.
+#[derive(Debug, Default)]
+struct Left {
+    places: BTreeSet<Place>,
+    error: Option<Error>,
+    /// The store or the outbox is away, so that going on is of no use.
+    away: bool,
+}
+
+impl Left {
+    fn note(&mut self, error: Error) {
+        tracing::warn!(%error, "some records stay in the outbox");
+        self.away |= error.is_temporary();
+        self.error.get_or_insert(error);
+    }
 }
 
 /// What was found at a number that this writer wanted.
@@ -62,47 +87,71 @@ impl Capture {
     /// - Segments are created under this writer's next numbers; only then their records leave the outbox.
     /// - After a crash in between, and after an ambiguous answer, the segment is found again by its judgments and not written twice.
     /// - A number that somebody else has taken is passed over. One call drains at a time; others wait.
+    /// - What the store refuses for one tenant, dataset or day stays and holds up nothing else. What it cannot do now ends the drain.
     ///
     /// # Errors
-    /// Those of outbox and store; what is not in the bucket stays in the outbox.
+    /// Those of outbox and store, the first after all that could be carried; what is not in the bucket stays in the outbox.
     /// [`Unsupported`](ErrorKind::Unsupported) if a newer version of this software has left records here: upgrade again.
     ///
     /// # Cancel safety
     /// Dropping it loses nothing.
     pub async fn drain(&self) -> Result<Drained> {
         let mut sequences = self.sequences.lock().await;
-        let mut drained = Drained::default();
-        let mut left = self.outbox.len().await?;
-        while left > 0 {
-            let batch = self.next_batch().await?;
+        let (mut drained, mut left) = (Drained::default(), Left::default());
+        let (mut waiting, mut after) = (self.outbox.len().await?, 0);
+        while waiting > 0 && !left.away {
+            let batch = self.next_batch(after, &mut left).await?;
             let Some(last) = batch.last else { break };
             if sequences.len() > MAX_SEQUENCES {
                 sequences.clear();
             }
-            for (place, (_, judgments)) in batch.places {
-                drained.judgments += judgments.len() as u64;
-                self.store_segments(&mut sequences, place, judgments, &mut drained).await?;
+            let (mut done, mut reached) = (Vec::new(), Vec::new());
+            for (place, part) in batch.places {
+                // The number is known again once the records have left the outbox. Until then whoever comes looks for them in the bucket first.
+                let next = sequences.remove(&place);
+                match self.store_segments(next, &place, part.judgments, &mut drained).await {
+                    Ok(next) => {
+                        drained.judgments += part.numbers.len() as u64;
+                        done.extend(part.numbers);
+                        reached.push((place, next));
+                    }
+                    Err(error) => {
+                        left.places.insert(place);
+                        left.note(error);
+                        if left.away {
+                            break;
+                        }
+                    }
+                }
             }
-            for record in batch.damaged {
-                self.quarantine(record).await?;
-                drained.quarantined += 1;
+            for (number, record) in batch.damaged {
+                match self.quarantine(record).await {
+                    Ok(()) => {
+                        drained.quarantined += 1;
+                        done.push(number);
+                    }
+                    Err(error) => left.note(error),
+                }
             }
-            self.outbox.remove(last).await?;
-            left = left.saturating_sub(batch.records);
+            if !done.is_empty() {
+                self.outbox.remove(&done).await?;
+            }
+            sequences.extend(reached);
+            (waiting, after) = (waiting.saturating_sub(batch.records), last);
         }
         if drained != Drained::default() {
             let Drained { judgments, segments, bytes, quarantined } = drained;
             tracing::info!(judgments, segments, bytes, quarantined, writer = %self.writer, "outbox drained");
         }
-        Ok(drained)
+        left.error.map_or(Ok(drained), Err)
     }
 
-    async fn next_batch(&self) -> Result<Batch> {
+    async fn next_batch(&self, after: u64, left: &mut Left) -> Result<Batch> {
         let (max_bytes, max_records) = (self.options.segment_bytes, self.options.segment_judgments);
         // The outbox counts records, not bytes: begin with few, so that large ones do not fill the memory.
         let mut asked = max_records.min(128);
         let records = loop {
-            let records = self.outbox.pending(asked).await?;
+            let records = self.outbox.pending(after, asked).await?;
             let bytes: usize = records.iter().map(|(_, record)| record.len()).sum();
             if records.len() < asked || asked == max_records || bytes >= max_bytes {
                 break records;
@@ -114,17 +163,20 @@ impl Capture {
             match Record::decode(&bytes) {
                 Ok(Record { tenant, dataset, recorded, judgment }) => {
                     let place = Place { tenant, dataset, date: recorded.date() };
-                    let (size, judgments) = batch.places.entry(place).or_default();
-                    if *size > 0 && *size + bytes.len() > max_bytes {
-                        break;
+                    if !left.places.contains(&place) {
+                        let part = batch.places.entry(place).or_default();
+                        if part.bytes > 0 && part.bytes + bytes.len() > max_bytes {
+                            break;
+                        }
+                        part.bytes += bytes.len();
+                        part.numbers.push(number);
+                        part.judgments.push(judgment);
                     }
-                    *size += bytes.len();
-                    judgments.push(judgment);
                 }
-                Err(error) if error.kind() == ErrorKind::Unsupported => return Err(error.with("record", number)),
+                Err(error) if error.kind() == ErrorKind::Unsupported => left.note(error.with("record", number)),
                 Err(error) => {
                     tracing::error!(%error, record = number, "a record of the outbox is damaged; it goes to quarantine");
-                    batch.damaged.push(bytes);
+                    batch.damaged.push((number, bytes));
                 }
             }
             batch.records += 1;
@@ -133,27 +185,28 @@ impl Capture {
         Ok(batch)
     }
 
+    /// Creates what is not there yet of these judgments; `next` is the sequence's next number, if it is known. Answers the number after.
     async fn store_segments(
         &self,
-        sequences: &mut BTreeMap<Place, u64>,
-        place: Place,
+        next: Option<u64>,
+        place: &Place,
         mut judgments: Vec<Judgment>,
         drained: &mut Drained,
-    ) -> Result<()> {
-        let mut sequence = match sequences.get(&place) {
-            Some(next) => *next,
-            None => match self.last_sequence(&place).await? {
+    ) -> Result<u64> {
+        let mut sequence = match next {
+            Some(next) => next,
+            None => match self.last_sequence(place).await? {
                 None => 0,
-                // A process that died may have stored these very judgments last.
+                // These very judgments may have been stored last, and their records stayed.
                 Some(last) => {
-                    self.absorb(&self.key(&place, last)?, &mut judgments).await?;
+                    self.absorb(&self.key(place, last)?, &mut judgments).await?;
                     after(last)?
                 }
             },
         };
         let mut doubts = 0;
         while !judgments.is_empty() {
-            let key = self.key(&place, sequence)?;
+            let key = self.key(place, sequence)?;
             let segment = Segment { judgments };
             let bytes = segment.encode()?;
             judgments = segment.judgments;
@@ -182,8 +235,7 @@ impl Capture {
                 Err(error) => return Err(error),
             }
         }
-        sequences.insert(place, sequence);
-        Ok(())
+        Ok(sequence)
     }
 
     /// Takes the judgments off the list that the object at `key` holds: those of an earlier try of this drain.

@@ -167,13 +167,12 @@ impl Capture {
     }
 }
 
-#[async_trait]
-impl JudgmentSink for Capture {
-    /// As the port says; a judgment over [`MAX_JUDGMENT_BYTES`] is [`TooLarge`](hybrid_core::ErrorKind::TooLarge).
-    async fn record(&self, tenant: &TenantId, dataset: &DatasetName, judgment: Judgment) -> Result<()> {
+impl Capture {
+    /// Puts a judgment into the outbox; answers its record's number.
+    async fn append(&self, tenant: &TenantId, dataset: &DatasetName, judgment: Judgment) -> Result<u64> {
         let (id, tenant, dataset) = (judgment.id, tenant.clone(), dataset.clone());
         let bytes = Record { tenant, dataset, recorded: self.clock.now(), judgment }.encode()?;
-        // Refused here, where the caller hears of it: in the outbox it would be in the way of all that follow.
+        // Refused here, where the caller hears of it: no drain could carry it.
         if bytes.len() > MAX_JUDGMENT_BYTES {
             return Err(Error::too_large(
                 "record judgment",
@@ -183,7 +182,14 @@ impl JudgmentSink for Capture {
             .with("size", bytes.len())
             .with("limit", MAX_JUDGMENT_BYTES));
         }
-        self.outbox.append(bytes).await?;
-        Ok(())
+        self.outbox.append(bytes).await
+    }
+}
+
+#[async_trait]
+impl JudgmentSink for Capture {
+    /// As the port says; a judgment over [`MAX_JUDGMENT_BYTES`] is [`TooLarge`](hybrid_core::ErrorKind::TooLarge).
+    async fn record(&self, tenant: &TenantId, dataset: &DatasetName, judgment: Judgment) -> Result<()> {
+        self.append(tenant, dataset, judgment).await.map(drop)
     }
 }

@@ -7,7 +7,7 @@ use hybrid_core::{
 
 use super::{Capture, CaptureOptions};
 
-/// How many judgments may wait in memory for a bucket that is away, all of them refused to their senders already.
+/// How many judgments may wait in memory for a bucket that is away, their senders gone.
 const MAX_WAITING: u64 = 10_000;
 
 /// Records judgments straight in the bucket, for a process without a disk that lasts, such as a cloud function.
@@ -47,8 +47,17 @@ impl JudgmentSink for WriteThrough {
             return Err(Error::unavailable("record judgment", "too many judgments wait for the store; try again")
                 .with("waiting", waiting));
         }
-        self.capture.record(tenant, dataset, judgment).await?;
+        let number = self.capture.append(tenant, dataset, judgment).await?;
         // One drain at a time: whoever waits for another's finds its own judgment carried along, or carries it now.
-        self.capture.drain().await.map(drop)
+        let Err(error) = self.capture.drain().await else { return Ok(()) };
+        // Others' judgments may be what the store refuses.
+        let outbox = &self.capture.outbox;
+        match outbox.pending(number - 1, 1).await?.first() {
+            Some((first, _)) if *first == number => {
+                outbox.remove(&[number]).await?;
+                Err(error)
+            }
+            _ => Ok(()),
+        }
     }
 }

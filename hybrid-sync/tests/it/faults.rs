@@ -136,14 +136,14 @@ impl Outbox for Faulty<Arc<dyn Outbox>> {
         self.faults.leave(number, self.inner.append(record).await)
     }
 
-    async fn pending(&self, max: usize) -> Result<Vec<(u64, Bytes)>> {
+    async fn pending(&self, after: u64, max: usize) -> Result<Vec<(u64, Bytes)>> {
         let number = self.faults.enter().await?;
-        self.faults.leave(number, self.inner.pending(max).await)
+        self.faults.leave(number, self.inner.pending(after, max).await)
     }
 
-    async fn remove(&self, record: u64) -> Result<()> {
+    async fn remove(&self, records: &[u64]) -> Result<()> {
         let number = self.faults.enter().await?;
-        self.faults.leave(number, self.inner.remove(record).await)
+        self.faults.leave(number, self.inner.remove(records).await)
     }
 
     async fn len(&self) -> Result<u64> {

@@ -16,7 +16,8 @@ pub(crate) enum OutboxFault {
     EndsRecordsAtAZero,
     NewestFirst,
     HandsOutOnce,
-    RemovesOne,
+    RemovesOlder,
+    BeginsAnew,
     NothingIsAnError,
     RemembersRemoved,
     NumbersTooEarly,
@@ -29,7 +30,8 @@ const PLANTED: &[super::Planted<OutboxFault>] = &[
     (EndsRecordsAtAZero, &["records_come_back_as_appended"]),
     (NewestFirst, &["pending_is_the_oldest_in_order"]),
     (HandsOutOnce, &["pending_changes_nothing"]),
-    (RemovesOne, &["remove_drops_up_to_and_with"]),
+    (RemovesOlder, &["remove_drops_what_is_named"]),
+    (BeginsAnew, &["pending_begins_after_a_number"]),
     (NothingIsAnError, &["remove_of_nothing_is_ok"]),
     (RemembersRemoved, &["remove_leaves_later_records"]),
     (NumbersTooEarly, &["appends_side_by_side_all_count"]),
@@ -91,11 +93,12 @@ impl Outbox for BrokenOutbox {
         Ok(next)
     }
 
-    async fn pending(&self, max: usize) -> Result<Vec<(u64, Bytes)>> {
+    async fn pending(&self, after: u64, max: usize) -> Result<Vec<(u64, Bytes)>> {
         assert!(self.fault != Panics, "out of paper");
         let mut state = self.lock();
         let removed = if self.fault == RemembersRemoved { state.removed } else { 0 };
-        let wanted = state.records.iter().filter(|(number, _)| *number > removed).cloned();
+        let after = if self.fault == BeginsAnew { 0 } else { after };
+        let wanted = state.records.iter().filter(|(number, _)| *number > removed.max(after)).cloned();
         let found: Vec<_> =
             if self.fault == NewestFirst { wanted.rev().take(max).collect() } else { wanted.take(max).collect() };
         if self.fault == HandsOutOnce {
@@ -104,14 +107,16 @@ impl Outbox for BrokenOutbox {
         Ok(found)
     }
 
-    async fn remove(&self, number: u64) -> Result<()> {
+    async fn remove(&self, numbers: &[u64]) -> Result<()> {
         let mut state = self.lock();
-        if self.fault == NothingIsAnError && !state.records.iter().any(|(other, _)| *other == number) {
+        let there = |number: &u64| state.records.iter().any(|(other, _)| other == number);
+        if self.fault == NothingIsAnError && !numbers.iter().all(there) {
             return Err(Error::not_found("remove record", "no such record"));
         }
-        let one = self.fault == RemovesOne;
-        state.records.retain(|(other, _)| if one { *other != number } else { *other > number });
-        state.removed = number;
+        let last = numbers.iter().copied().max().unwrap_or_default();
+        let older = self.fault == RemovesOlder;
+        state.records.retain(|(other, _)| if older { *other > last } else { !numbers.contains(other) });
+        state.removed = state.removed.max(last);
         Ok(())
     }
 

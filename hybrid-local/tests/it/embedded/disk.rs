@@ -128,7 +128,7 @@ async fn a_full_disk_loses_no_record() {
     let path = disk.path("outbox");
     let outbox = SqliteOutbox::open(&path).unwrap();
     let appended = until_full(&path, async |i| outbox.append(vec![i as u8; 20_000].into()).await).await;
-    let pending = outbox.pending(usize::MAX).await.unwrap();
+    let pending = outbox.pending(0, usize::MAX).await.unwrap();
     assert_eq!(pending.iter().map(|(number, _)| *number).collect::<Vec<_>>(), appended);
     assert!(pending.iter().enumerate().all(|(i, (_, record))| *record == vec![i as u8; 20_000]));
     fs::remove_file(&ballast).unwrap();

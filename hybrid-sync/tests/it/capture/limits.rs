@@ -19,17 +19,17 @@ impl Outbox for Busy {
         self.inner.append(record).await
     }
 
-    async fn pending(&self, max: usize) -> Result<Vec<(u64, Bytes)>> {
+    async fn pending(&self, after: u64, max: usize) -> Result<Vec<(u64, Bytes)>> {
         self.asked.lock().unwrap().push(max);
-        self.inner.pending(max).await
+        self.inner.pending(after, max).await
     }
 
-    async fn remove(&self, record: u64) -> Result<()> {
+    async fn remove(&self, records: &[u64]) -> Result<()> {
         assert!(self.removals.fetch_add(1, Ordering::SeqCst) < 100, "the drain does not end");
         if let Some(record) = &self.arrives {
             self.inner.append(record.clone()).await?;
         }
-        self.inner.remove(record).await
+        self.inner.remove(records).await
     }
 
     async fn len(&self) -> Result<u64> {
@@ -60,7 +60,7 @@ async fn a_drain_ends_though_more_keeps_coming() {
     let world = World::new();
     let first = Arc::new(Busy::default());
     record(&capture_from(&world, &first, CaptureOptions::default()), &world.judgment("again")).await.unwrap();
-    let arrives = first.inner.pending(1).await.unwrap().remove(0).1;
+    let arrives = first.inner.pending(0, 1).await.unwrap().remove(0).1;
     let outbox = Arc::new(Busy { arrives: Some(arrives), ..Busy::default() });
     let capture = capture_from(&world, &outbox, CaptureOptions { segment_judgments: 4, ..CaptureOptions::default() });
     record_many(&world, &capture, 10).await;
@@ -208,4 +208,110 @@ async fn a_store_that_asks_for_a_pause_gets_it() {
     assert_eq!(capture.pending().await.unwrap(), 0);
     cancel.cancel();
     running.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_stored_is_not_stored_again_when_its_records_could_not_be_removed() {
+    // Three records, how many, which, list, create, remove.
+    for (call, side) in [(7, Side::Before), (7, Side::After)] {
+        let world = World::new();
+        let capture = world.start(&Faults::once(call, side));
+        record_many(&world, &capture, 3).await;
+        assert_eq!(capture.drain().await.unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(world.stored().await, 3);
+        record_many(&world, &capture, 1).await;
+        capture.drain().await.unwrap();
+        assert_eq!((world.stored().await, capture.pending().await.unwrap()), (4, 0), "{side:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_drain_that_was_dropped_before_its_records_were_removed_is_gone_on_from() {
+    let (world, faults) = (World::new(), Faults::none());
+    let outbox = Faulty { inner: world.outbox.clone() as Arc<dyn Outbox>, faults: faults.clone() };
+    let clock = Arc::new(world.clock.clone());
+    let capture = Capture::new(Arc::new(outbox), world.store.clone(), clock, writer(), CaptureOptions::default());
+    record_many(&world, &capture, 3).await;
+    faults.slow.store(true, Ordering::Relaxed);
+    {
+        let mut drain = std::pin::pin!(capture.drain());
+        while world.stored().await == 0 {
+            assert!(futures_util::poll!(&mut drain).is_pending());
+        }
+    }
+    capture.drain().await.unwrap();
+    assert_eq!((world.stored().await, capture.pending().await.unwrap()), (3, 0));
+}
+
+/// A store that refuses what lies below one prefix.
+#[derive(Debug)]
+struct Refusing {
+    inner: Arc<MemoryStore>,
+    prefix: &'static str,
+    kind: ErrorKind,
+    refused: AtomicUsize,
+}
+
+#[async_trait]
+impl ArtifactStore for Refusing {
+    async fn create(&self, key: &Key, bytes: Bytes) -> Result<()> {
+        if key.as_str().starts_with(self.prefix) {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err(Error::new(self.kind, "create object", "no"));
+        }
+        self.inner.create(key, bytes).await
+    }
+    async fn read(&self, key: &Key, options: ReadOptions) -> Result<Bytes> {
+        self.inner.read(key, options).await
+    }
+    async fn head(&self, key: &Key) -> Result<ObjectMeta> {
+        self.inner.head(key).await
+    }
+    fn list(&self, prefix: &str, options: ListOptions) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix, options)
+    }
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.inner.delete(key).await
+    }
+}
+
+#[tokio::test]
+async fn a_tenant_that_the_store_refuses_holds_up_no_other() {
+    let world = World::new();
+    let (prefix, kind) = ("t/locked/", ErrorKind::PermissionDenied);
+    let store = Arc::new(Refusing { inner: world.store.clone(), prefix, kind, refused: AtomicUsize::new(0) });
+    let options = CaptureOptions { segment_judgments: 4, ..CaptureOptions::default() };
+    let clock = Arc::new(world.clock.clone());
+    let capture = Capture::new(world.outbox.clone(), store.clone(), clock, writer(), options);
+    let locked = TenantId::new("locked").unwrap();
+    for i in 0..10 {
+        capture.record(&locked, &dataset(), world.judgment(&i.to_string())).await.unwrap();
+    }
+    let all = record_many(&world, &capture, 6).await;
+    let error = capture.drain().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+    assert_eq!(world.folded().await, all);
+    assert_eq!(capture.pending().await.unwrap(), 10, "nothing of it is lost");
+    assert_eq!(store.refused.load(Ordering::SeqCst), 1, "and it is not asked again and again");
+
+    // Once the store lets them in they follow.
+    drop(capture);
+    world.start(&Faults::none()).drain().await.unwrap();
+    let theirs = DatasetRef::fix(&*world.store, &locked, &dataset()).await.unwrap();
+    assert_eq!(theirs.read(&*world.store).await.unwrap().len(), 10);
+    assert_eq!(world.stored().await, 6);
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_not_asked_for_each_tenant() {
+    let world = World::new();
+    let (prefix, kind) = ("", ErrorKind::Unavailable);
+    let store = Arc::new(Refusing { inner: world.store.clone(), prefix, kind, refused: AtomicUsize::new(0) });
+    let clock = Arc::new(world.clock.clone());
+    let capture = Capture::new(world.outbox.clone(), store.clone(), clock, writer(), CaptureOptions::default());
+    for tenant in ["a", "b", "c"] {
+        capture.record(&TenantId::new(tenant).unwrap(), &dataset(), world.judgment("hello")).await.unwrap();
+    }
+    assert_eq!(capture.drain().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!((store.refused.load(Ordering::SeqCst), capture.pending().await.unwrap()), (1, 3));
 }

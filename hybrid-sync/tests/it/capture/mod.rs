@@ -304,16 +304,12 @@ async fn a_damaged_record_goes_to_quarantine_and_one_of_a_newer_version_stays() 
     let damaged = Bytes::from_static(b"\xff{half a rec");
     world.outbox.append(damaged.clone()).await.unwrap();
     let newer = Bytes::from_static(br#"{"format":"hybrid.captured/2","more":1}"#);
-    world.outbox.append(newer).await.unwrap();
-    assert_eq!(capture.drain().await.unwrap_err().kind(), ErrorKind::Unsupported);
-    assert_eq!(capture.pending().await.unwrap(), 3);
-
-    world.outbox.remove(3).await.unwrap();
-    record(&capture, &all[0]).await.unwrap();
-    world.outbox.append(damaged.clone()).await.unwrap();
-    let drained = capture.drain().await.unwrap();
-    assert_eq!((drained.judgments, drained.quarantined), (1, 1));
-    assert_eq!(capture.pending().await.unwrap(), 0);
+    world.outbox.append(newer.clone()).await.unwrap();
+    let after = record_many(&world, &capture, 1).await;
+    let error = capture.drain().await.unwrap_err();
+    assert_eq!((error.kind(), error.context("record")), (ErrorKind::Unsupported, Some("3")));
+    assert_eq!(world.outbox.pending(0, 9).await.unwrap(), [(3, newer)], "it holds up no other");
+    assert_eq!(world.folded().await, fold_judgments([all, after].concat()).unwrap());
     let kept = world.store.list_all("t/default/quarantine/storefront-1/").await.unwrap();
     assert_eq!(kept.len(), 1);
     assert_eq!(world.store.get(&kept[0].key).await.unwrap(), damaged);
