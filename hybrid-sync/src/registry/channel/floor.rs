@@ -23,7 +23,7 @@ pub struct Floor {
     /// When it expires; absent in a floor from configuration.
     #[serde(default)]
     pub expires: Option<Timestamp>,
-    /// The latest time seen; never moves back.
+    /// The latest time seen, up to `expires`; never moves back.
     pub time: Timestamp,
     /// The version in service, which stays the one before where the newest does not load.
     #[serde(default)]

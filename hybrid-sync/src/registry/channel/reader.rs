@@ -24,7 +24,8 @@ const TIME_STEP: Duration = Duration::from_secs(60 * 60);
 ///   one before it. Each is [`Untrusted`](ErrorKind::Untrusted) and names the number.
 /// - A statement that has expired, or was issued in the future, does not put a *new* version in service. The version accepted before stays, and
 ///   the look says that it is stale.
-/// - Expiry is measured against the latest time seen, which survives restarts and never moves back.
+/// - Expiry is measured against the latest time seen, which survives restarts and never moves back. It is remembered up to the expiry of the statement
+///   accepted last: that is enough to stay stale, and a clock that once jumped ahead by years bars no later release.
 /// - What was accepted is saved before it is returned.
 #[derive(Debug)]
 pub struct ChannelReader {
@@ -96,8 +97,9 @@ impl ChannelReader {
             let Some(mut floor) = self.floor.clone() else {
                 return Err(error(&self.channel, ErrorKind::NotFound, "the channel has no statement yet"));
             };
-            if now.since(floor.time) >= TIME_STEP {
-                floor.time = now;
+            let time = remembered(now, floor.expires);
+            if time.since(floor.time) >= TIME_STEP {
+                floor.time = time;
                 self.save(floor.clone()).await?;
             }
             let stale = is_stale(&floor, now);
@@ -112,7 +114,8 @@ impl ChannelReader {
             )
             .with("seq", statement.seq)
             .with("issued", statement.issued)
-            .with("now", now));
+            .with("now", now)
+            .with("clock", self.clock.now()));
         }
         let is_known = self.floor.as_ref().is_some_and(|floor| floor.manifest == statement.manifest);
         if now >= statement.expires && !is_known {
@@ -124,14 +127,15 @@ impl ChannelReader {
             .with("seq", statement.seq)
             .with("manifest", statement.manifest)
             .with("expired", statement.expires)
-            .with("now", now));
+            .with("now", now)
+            .with("clock", self.clock.now()));
         }
         let floor = Floor {
             seq: statement.seq,
             statement: head.digest,
             manifest: statement.manifest,
             expires: Some(statement.expires),
-            time: now.max(statement.issued),
+            time: remembered(now, Some(statement.expires)).max(statement.issued),
             serving: self.floor.as_ref().and_then(|floor| floor.serving),
         };
         self.save(floor.clone()).await?;
@@ -239,6 +243,11 @@ fn check_link(channel: &Channel, head: &Head, expected: Option<Digest>) -> Resul
         .with("seq", head.statement.seq)
         .with("expected", super::display(expected))
         .with("found", super::display(head.statement.prev)))
+}
+
+/// What is kept of the time `now`.
+fn remembered(now: Timestamp, expires: Option<Timestamp>) -> Timestamp {
+    expires.map_or(now, |expires| now.min(expires))
 }
 
 fn is_stale(floor: &Floor, now: Timestamp) -> bool {

@@ -182,7 +182,29 @@ async fn promise_5_the_latest_time_seen_never_moves_back() {
     clock.jump_wall(-100 * 86_400 * 1_000_000);
     let mut back = reader(&site, Arc::new(FileFloor::new(&path)), &clock).await;
     assert!(back.look().await.unwrap().stale);
-    assert!(back.now() >= now().plus(91 * DAY));
+    assert!(back.now() >= now().plus(90 * DAY));
+}
+
+#[tokio::test]
+async fn a_clock_that_once_jumped_ahead_bars_no_later_release() {
+    let (site, clock) = (Site::new(), ManualClock::at(now()));
+    let path = site.cache("floor.json");
+    let one = site.release(1, None).await;
+    let mut reader_then = reader(&site, Arc::new(FileFloor::new(&path)), &clock).await;
+    reader_then.look().await.unwrap();
+    clock.jump_wall(700 * 86_400 * 1_000_000);
+    assert!(reader_then.look().await.unwrap().stale);
+    clock.jump_wall(-700 * 86_400 * 1_000_000);
+    clock.advance(DAY);
+
+    let manifest = site.publish(site.draft(2, &[("label.txt", vec![2])])).await.unwrap().manifest;
+    let release = Release { manifest, incumbent: Some(one), why: String::new(), nonce: "two".to_owned() };
+    site.channel().append(release, &site.release, now().plus(DAY), 90 * DAY).await.unwrap();
+    let mut restarted = reader(&site, Arc::new(FileFloor::new(&path)), &clock).await;
+    for reader in [&mut reader_then, &mut restarted] {
+        let look = reader.look().await.unwrap();
+        assert_eq!((look.floor.manifest, look.stale), (manifest, false));
+    }
 }
 
 #[tokio::test]
