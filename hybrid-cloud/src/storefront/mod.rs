@@ -118,6 +118,7 @@ use std::sync::Arc;
 
 use axum::{Router, middleware};
 
+mod alarm;
 mod audit;
 mod body;
 mod builder;

@@ -1,23 +1,11 @@
 //! Serving a router on a listener, with limits on connections and a graceful end.
 
-use std::{
-    fmt,
-    io::ErrorKind as IoErrorKind,
-    pin::{Pin, pin},
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
-    time::{Duration, Instant},
-};
+use std::{io::ErrorKind as IoErrorKind, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, http::Request};
 use futures_util::future::select;
-use hybrid_core::{BoxFuture, Cancellation, Clock, Monotonic};
-use hyper::{
-    body::Incoming,
-    rt::{Sleep, Timer},
-    server::conn::http1,
-    service::service_fn,
-};
+use hybrid_core::{Cancellation, Clock};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -26,7 +14,7 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-use super::Storefront;
+use super::{Storefront, alarm::ClockTimer};
 
 /// How long to wait after the system could not accept a connection, as when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -59,7 +47,7 @@ impl Storefront {
     ) -> Drained {
         let (clock, limits) = (self.front.clock(), self.front.limits());
         let mut http = http1::Builder::new();
-        http.timer(ClockTimer::new(Arc::clone(clock))).header_read_timeout(limits.header_read_timeout);
+        http.header_read_timeout(limits.header_read_timeout);
         http.max_buf_size(limits.head_bytes);
         let slots = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
         let stopping = Cancellation::new();
@@ -71,7 +59,9 @@ impl Storefront {
                 () = &mut shutdown => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
                 (stream, slot) = accept(&listener, &slots, &**clock) => {
-                    connections.spawn(connection(http.clone(), stream, router.clone(), stopping.clone(), slot));
+                    let mut http = http.clone();
+                    http.timer(ClockTimer::new(clock));
+                    connections.spawn(connection(http, stream, router.clone(), stopping.clone(), slot));
                 }
             }
         }
@@ -139,53 +129,4 @@ async fn connection(
         tracing::debug!(%error, "a connection ended early");
     }
     drop(slot);
-}
-
-/// The injected clock as hyper wants it.
-#[derive(Clone, Debug)]
-struct ClockTimer {
-    clock: Arc<dyn Clock>,
-    /// Any instant will do: hyper only compares and subtracts what this timer gave it.
-    origin: (Instant, Monotonic),
-}
-
-impl ClockTimer {
-    fn new(clock: Arc<dyn Clock>) -> Self {
-        let origin = (Instant::now(), clock.monotonic());
-        Self { clock, origin }
-    }
-}
-
-impl Timer for ClockTimer {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
-        Box::pin(ClockSleep(Mutex::new(self.clock.sleep(duration))))
-    }
-
-    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
-        self.sleep(deadline.saturating_duration_since(self.now()))
-    }
-
-    fn now(&self) -> Instant {
-        let (instant, start) = self.origin;
-        instant + self.clock.monotonic().since(start)
-    }
-}
-
-/// A clock's sleep. The mutex is never locked: it makes the future `Sync`, as hyper asks.
-struct ClockSleep(Mutex<BoxFuture<'static, ()>>);
-
-impl Future for ClockSleep {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.get_mut().0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut().poll(cx)
-    }
-}
-
-impl Sleep for ClockSleep {}
-
-impl fmt::Debug for ClockSleep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClockSleep").finish_non_exhaustive()
-    }
 }

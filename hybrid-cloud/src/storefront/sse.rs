@@ -16,7 +16,7 @@ use hybrid_core::{BoxStream, Clock, Error, Event, ReplyMeta, RequestId, Result, 
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use super::{error::ApiError, front::Admitted};
+use super::{alarm::Alarm, error::ApiError, front::Admitted};
 
 /// How long nothing may be sent before a comment says that the server is still there: half of what proxies usually bear.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -59,8 +59,15 @@ pub(super) async fn respond<S: Scribe>(
     };
     let first = first.unwrap_or_else(|| Err(Error::corrupt("stream", "the stream had no events")))?;
     let (out, chunks) = mpsc::channel(BEHIND);
-    let pump =
-        Pump { clock, stall: limits.stream_stall, request: admitted.request().clone(), out: out.clone(), scribe };
+    let pump = Pump {
+        silence: Alarm::new(Arc::clone(&clock)),
+        stalled: Alarm::new(Arc::clone(&clock)),
+        clock,
+        stall: limits.stream_stall,
+        request: admitted.request().clone(),
+        out: out.clone(),
+        scribe,
+    };
     tokio::spawn(
         async move {
             let mut pump = pump;
@@ -110,6 +117,10 @@ impl<E: Into<ApiError>> From<E> for Stop {
 
 struct Pump<S> {
     clock: Arc<dyn Clock>,
+    /// Goes off when the client should hear something.
+    silence: Alarm,
+    /// Goes off when the model, or the client, has done nothing for too long.
+    stalled: Alarm,
     stall: Duration,
     request: RequestId,
     out: mpsc::Sender<Bytes>,
@@ -140,12 +151,12 @@ impl<S: Scribe> Pump<S> {
 
     /// The next event, while the client is there and the stall limit has not passed; comments go out in the meantime.
     async fn next(&mut self, events: &mut Events<S::Task>) -> Result<Event<S::Task>, Stop> {
-        let mut stalled = self.clock.sleep(self.stall);
+        let stalled = self.clock.monotonic().plus(self.stall);
         let out = self.out.clone();
         let mut gone = pin!(out.closed());
         loop {
-            let silence = self.clock.sleep(KEEP_ALIVE);
-            let ended = select(&mut gone, &mut stalled);
+            let silence = self.silence.until(self.clock.monotonic().plus(KEEP_ALIVE));
+            let ended = select(&mut gone, self.stalled.until(stalled));
             match select(events.next(), select(ended, silence)).await {
                 Either::Left((Some(event), _)) => return Ok(event?),
                 Either::Left((None, _)) => {
@@ -155,8 +166,9 @@ impl<S: Scribe> Pump<S> {
                 Either::Right((Either::Left((Either::Right(_), _)), _)) => {
                     return Err(Error::timeout("stream", "the model stalled").with("request", &self.request).into());
                 }
-                Either::Right((Either::Right(_), _)) => self.send(": keep-alive\n\n".to_owned()).await?,
+                Either::Right((Either::Right(_), _)) => {}
             }
+            self.send(": keep-alive\n\n".to_owned()).await?;
         }
     }
 
@@ -164,7 +176,8 @@ impl<S: Scribe> Pump<S> {
         if text.is_empty() {
             return Ok(());
         }
-        match select(pin!(self.out.send(text.into())), self.clock.sleep(self.stall)).await {
+        let stalled = self.stalled.until(self.clock.monotonic().plus(self.stall));
+        match select(pin!(self.out.send(text.into())), stalled).await {
             Either::Left((Ok(()), _)) => Ok(()),
             _ => Err(Stop::Left),
         }

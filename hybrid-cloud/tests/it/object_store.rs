@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use futures_util::{future::join_all, stream::BoxStream};
 use hybrid_cloud::{
     object_store::ObjectStoreAdapter,
-    testkit::{Fault, FaultProxy, Seaweed},
+    testkit::{Fault, FaultProxy, Ministack, Seaweed},
 };
 use hybrid_core::{
     ArtifactStore, ArtifactStoreExt, ErrorKind, Key, Result,
@@ -63,13 +63,17 @@ async fn check_adapter(adapter: ObjectStoreAdapter, store: Arc<dyn ObjectStore>,
     assert!(skipped.is_empty(), "{skipped:?}");
 }
 
-/// The crate's client for a bucket on a server, or on a proxy before it.
+/// The crate's client for a bucket on SeaweedFS, or on a proxy before it.
 fn client(endpoint: &str, bucket: &str) -> Arc<dyn ObjectStore> {
+    client_as(endpoint, bucket, Seaweed::ACCESS_KEY, Seaweed::SECRET_KEY)
+}
+
+fn client_as(endpoint: &str, bucket: &str, access_key: &str, secret_key: &str) -> Arc<dyn ObjectStore> {
     let wait = Duration::from_millis(1);
     let backoff = BackoffConfig { init_backoff: wait, max_backoff: wait, base: 2.0 };
     let retry = RetryConfig { backoff, max_retries: 2, retry_timeout: Duration::from_secs(60) };
     let builder = AmazonS3Builder::new().with_bucket_name(bucket).with_region("us-east-1").with_endpoint(endpoint);
-    let builder = builder.with_access_key_id(Seaweed::ACCESS_KEY).with_secret_access_key(Seaweed::SECRET_KEY);
+    let builder = builder.with_access_key_id(access_key).with_secret_access_key(secret_key);
     Arc::new(builder.with_allow_http(true).with_retry(retry).build().unwrap())
 }
 
@@ -86,6 +90,13 @@ async fn seaweedfs_behind_the_adapter_keeps_the_contract_of_a_store() {
     // It lists folder by folder.
     let adapter = ObjectStoreAdapter::new(Arc::clone(&store), "prod/").unwrap().sorting();
     check_adapter(adapter, store, "prod/").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ministack_behind_the_adapter_keeps_the_contract_of_a_store() {
+    let bucket = Server::Ministack.bucket().await;
+    let endpoint = Server::Ministack.endpoint();
+    check(client_as(endpoint, &bucket, Ministack::ACCESS_KEY, Ministack::SECRET_KEY), "prod/").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,4 +9,5 @@ mod requests;
 mod responses;
 mod retries;
 mod rig;
+mod shapes;
 mod wire;

@@ -3,6 +3,8 @@
 mod clocked;
 mod conformance;
 mod dead;
+#[cfg(feature = "s3")]
+mod extended;
 mod faults;
 mod fifo;
 mod interop;
