@@ -77,6 +77,7 @@ impl Device {
     }
 
     /// Whether work from several threads runs side by side on it.
+    #[cfg(feature = "classifier")]
     pub(crate) fn is_parallel(&self) -> bool {
         self.inner.is_cpu()
     }
@@ -152,6 +153,11 @@ impl FromStr for DeviceChoice {
             }
         }
     }
+}
+
+/// Converts the tensor library's errors, for one operation.
+pub(crate) fn tensor_error(operation: &'static str) -> impl Fn(candle_core::Error) -> Error + Copy {
+    move |error| Error::internal(operation, "the tensor library failed").with_source(error)
 }
 
 #[cfg(test)]

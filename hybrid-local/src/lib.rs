@@ -1,4 +1,4 @@
-//! One machine: an embedded store, queue and outbox, a text classifier on candle, and the evaluator that judges its versions.
+//! One machine: an embedded store, queue and outbox, text classifiers and chat models on candle, and the evaluator that judges its versions.
 //!
 //! Everything here works in folders and files of the machine it runs on; it knows no cloud provider and nothing of the other side.
 //!
@@ -7,17 +7,22 @@
 //! |---|---|
 //! | `embedded` | `FolderStore`, `SqliteQueue`, `SqliteOutbox`, `SqliteRecordStore`, `SqliteVectorIndex`: artifacts in a folder; jobs, records and embeddings in SQLite files (Unix) |
 //! | `classifier` | `TextClassifierTrainer`, `TextClassifierLoader`, `Device`: text classification on candle, of hashed n-grams or by fine-tuning encoders of the BERT family |
+//! | `decoder` | `DecoderLoader`, `Device`: chat with decoders of the Llama, Mistral and Qwen families on candle, of Hugging Face folders and GGUF files |
 //! | `evaluation` | `evaluation`: golden sets, paired comparison, verdicts; needs neither candle nor SQLite |
 //! | `metal`, `cuda`, `accelerate` | hardware that candle can use |
 //!
-//! The first three are on by default.
+//! The first four are on by default.
 
-#[cfg(feature = "classifier")]
+#[cfg(feature = "decoder")]
+mod decoder;
+#[cfg(any(feature = "classifier", feature = "decoder"))]
 mod device;
 #[cfg(feature = "embedded")]
 mod disk;
 #[cfg(feature = "evaluation")]
 pub mod evaluation;
+#[cfg(any(feature = "classifier", feature = "decoder"))]
+mod files;
 #[cfg(feature = "embedded")]
 mod folder_store;
 #[cfg(feature = "embedded")]
@@ -25,7 +30,9 @@ mod sqlite;
 #[cfg(feature = "classifier")]
 mod text_classifier;
 
-#[cfg(feature = "classifier")]
+#[cfg(feature = "decoder")]
+pub use decoder::DecoderLoader;
+#[cfg(any(feature = "classifier", feature = "decoder"))]
 pub use device::{Device, DeviceChoice};
 #[cfg(feature = "embedded")]
 pub use folder_store::FolderStore;

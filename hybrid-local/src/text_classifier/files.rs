@@ -6,7 +6,9 @@ use std::{
     path::Path,
 };
 
-use hybrid_core::{Error, ErrorKind, Result};
+use hybrid_core::Result;
+
+pub(super) use crate::files::{check_memory, io_error, read};
 
 /// Writes a file whole: first beside its place, then flushed to the disk, then renamed.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -19,71 +21,12 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_folder(path)
 }
 
-/// Reads a file of at most `limit` bytes.
-///
-/// # Errors
-/// `Corrupt` that names the file if it is missing or larger.
-pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let size = size(path)?;
-    if size > limit {
-        return Err(Error::corrupt("read file", "the file is larger than such a file can be")
-            .with("path", path.display())
-            .with("size", size)
-            .with("limit", limit));
-    }
-    fs::read(path).map_err(|error| io_error("read file", path, error))
-}
-
-/// A file's size in bytes.
-pub(super) fn size(path: &Path) -> Result<u64> {
-    match fs::metadata(path) {
-        Ok(meta) if meta.is_file() => Ok(meta.len()),
-        Ok(_) => Err(Error::corrupt("read file", "not a file").with("path", path.display())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(Error::corrupt("read file", "the file is missing").with("path", path.display()))
-        }
-        Err(error) => Err(io_error("read file", path, error)),
-    }
-}
-
 /// Removes a file that may be gone already.
 pub(super) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove file", path, error)),
         _ => Ok(()),
     }
-}
-
-/// Checks that `bytes` can be taken of the memory that is free, where the system says so, and of `limit`.
-///
-/// # Errors
-/// `ResourceExhausted` that names both.
-pub(super) fn check_memory(operation: &'static str, bytes: u64, limit: Option<u64>) -> Result<()> {
-    let limit = [limit, available_memory()].into_iter().flatten().min().unwrap_or(u64::MAX);
-    if bytes <= limit {
-        return Ok(());
-    }
-    let message = "the model does not fit into memory; free some or use a smaller model";
-    Err(Error::new(ErrorKind::ResourceExhausted, operation, message).with("needed", bytes).with("limit", limit))
-}
-
-/// Memory that can be taken without swapping, in bytes, where the system says so.
-fn available_memory() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
-pub(super) fn io_error(operation: &'static str, path: &Path, error: io::Error) -> Error {
-    let kind = match error.kind() {
-        io::ErrorKind::NotFound => ErrorKind::NotFound,
-        io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-            ErrorKind::StorageFull
-        }
-        _ => ErrorKind::Internal,
-    };
-    Error::new(kind, operation, "the file system refused").with("path", path.display()).with_source(error)
 }
 
 #[cfg(unix)]

@@ -26,6 +26,8 @@ use std::collections::BTreeSet;
 use hybrid_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::device::tensor_error;
+
 pub use loader::TextClassifierLoader;
 pub use trainer::TextClassifierTrainer;
 
@@ -85,9 +87,4 @@ fn check_text(operation: &'static str, text: &str) -> Result<()> {
         return Err(Error::invalid(operation, "the text is blank"));
     }
     Ok(())
-}
-
-/// Converts the tensor library's errors, for one operation.
-fn tensor_error(operation: &'static str) -> impl Fn(candle_core::Error) -> Error + Copy {
-    move |error| Error::internal(operation, "the tensor library failed").with_source(error)
 }

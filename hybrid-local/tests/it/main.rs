@@ -5,6 +5,8 @@
 
 #[cfg(feature = "classifier")]
 mod classifier;
+#[cfg(feature = "decoder")]
+mod decoder;
 #[cfg(feature = "embedded")]
 mod embedded;
 #[cfg(feature = "evaluation")]

@@ -1,0 +1,199 @@
+//! The tensors of a GGUF file.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use candle_core::{
+    Device, Tensor,
+    quantized::{
+        GgmlDType, QStorage, QTensor,
+        gguf_file::{Content, TensorInfo},
+    },
+};
+use hybrid_core::{Error, Result};
+
+use super::OPERATION;
+use crate::{
+    decoder::{
+        config::{DecoderConfig, Family},
+        files::{Plain, Stored, Weights, check_shape, read_range},
+    },
+    device::tensor_error,
+};
+
+/// The tensors by the names of Hugging Face's files, read one by one when they are asked for.
+#[derive(Debug)]
+pub(super) struct Blocks {
+    path: PathBuf,
+    size: u64,
+    content: Content,
+    /// Heads of queries, and of keys, where the file has the rows of their weights in another order.
+    interleaved: Option<[usize; 2]>,
+}
+
+impl Blocks {
+    pub(super) fn new(path: &Path, size: u64, content: Content, config: &DecoderConfig) -> Self {
+        // Llama's converter pairs neighbouring rows; Qwen's leave them as they are.
+        let interleaved = (config.family == Family::Llama).then_some([config.heads, config.key_value_heads]);
+        Self { path: path.to_owned(), size, content: Content { metadata: HashMap::new(), ..content }, interleaved }
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.content.tensor_infos.get(&theirs(name)?)
+    }
+}
+
+impl Weights for Blocks {
+    fn bytes(&self, name: &str) -> u64 {
+        let bytes = |info: &TensorInfo| match plain(info.ggml_dtype) {
+            Some(_) => elements(info).map(|elements| 4 * elements as u64),
+            None => bytes_of(info).map(|bytes| bytes as u64),
+        };
+        self.info(name).and_then(bytes).unwrap_or_default()
+    }
+
+    fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Stored> {
+        let info = self.info(name).ok_or_else(|| {
+            Error::corrupt(OPERATION, "the tensor is missing").with("tensor", theirs(name).unwrap_or_default())
+        });
+        let read = || {
+            let info = info?;
+            let mut bytes = read(&self.content, info, &self.path, self.size, name, shape)?;
+            if let Some(heads) = self.interleaved.and_then(|[queries, keys]| heads_of(name, queries, keys)) {
+                bytes = halves(&bytes, heads, shape[0] / heads.max(1));
+            }
+            stored(info.ggml_dtype, bytes, shape, device)
+        };
+        read().map_err(|error: Error| error.with("path", self.path.display()))
+    }
+}
+
+/// Reads the values of a tensor of one dimension that is no part of the network.
+pub(super) fn vector(content: &Content, path: &Path, size: u64, name: &str, length: usize) -> Result<Vec<f32>> {
+    let info = content
+        .tensor_infos
+        .get(name)
+        .ok_or_else(|| Error::corrupt(OPERATION, "the tensor is missing").with("tensor", name))?;
+    let bytes = read(content, info, path, size, name, &[length])?;
+    let kind = plain(info.ggml_dtype);
+    kind.map(|kind| kind.widen(&bytes))
+        .ok_or_else(|| Error::corrupt(OPERATION, "the tensor must not be quantized").with("tensor", name))
+}
+
+fn read(content: &Content, info: &TensorInfo, path: &Path, size: u64, name: &str, shape: &[usize]) -> Result<Vec<u8>> {
+    check_shape(name, info.shape.dims(), shape)?;
+    let bytes = bytes_of(info).ok_or_else(|| {
+        Error::corrupt(OPERATION, "the rows of the tensor are no whole blocks")
+            .with("tensor", name)
+            .with("shape", format_args!("{shape:?}"))
+    })?;
+    let offset = content.tensor_data_offset.saturating_add(info.offset);
+    read_range(path, offset, bytes, size).map_err(|error| error.with("tensor", name))
+}
+
+fn stored(kind: GgmlDType, bytes: Vec<u8>, shape: &[usize], device: &Device) -> Result<Stored> {
+    let fail = tensor_error(OPERATION);
+    if let Some(kind) = plain(kind) {
+        let values = kind.widen(&bytes);
+        return Tensor::from_vec(values, shape, device).map(Stored::Dense).map_err(fail);
+    }
+    let storage = QStorage::from_data(bytes.into(), device, kind).map_err(fail)?;
+    QTensor::new(storage, shape).map(|tensor| Stored::Quantized(Arc::new(tensor))).map_err(fail)
+}
+
+fn plain(kind: GgmlDType) -> Option<Plain> {
+    match kind {
+        GgmlDType::F32 => Some(Plain::F32),
+        GgmlDType::F16 => Some(Plain::F16),
+        GgmlDType::BF16 => Some(Plain::Bf16),
+        _ => None,
+    }
+}
+
+fn elements(info: &TensorInfo) -> Option<usize> {
+    info.shape.dims().iter().try_fold(1usize, |product, size| product.checked_mul(*size))
+}
+
+/// The tensor's bytes in the file; `None` if its rows are no whole blocks.
+fn bytes_of(info: &TensorInfo) -> Option<usize> {
+    let (block, columns) = (info.ggml_dtype.block_size(), *info.shape.dims().last()?);
+    if !columns.is_multiple_of(block) {
+        return None;
+    }
+    (elements(info)? / block).checked_mul(info.ggml_dtype.type_size())
+}
+
+/// The file's name of a tensor.
+fn theirs(name: &str) -> Option<String> {
+    let whole = match name {
+        "model.embed_tokens.weight" => "token_embd.weight",
+        "model.norm.weight" => "output_norm.weight",
+        "lm_head.weight" => "output.weight",
+        _ => {
+            let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
+            let (part, kind) = part.rsplit_once('.')?;
+            let part = match part {
+                "input_layernorm" => "attn_norm",
+                "self_attn.q_proj" => "attn_q",
+                "self_attn.k_proj" => "attn_k",
+                "self_attn.v_proj" => "attn_v",
+                "self_attn.o_proj" => "attn_output",
+                "self_attn.q_norm" => "attn_q_norm",
+                "self_attn.k_norm" => "attn_k_norm",
+                "post_attention_layernorm" => "ffn_norm",
+                "mlp.gate_proj" => "ffn_gate",
+                "mlp.up_proj" => "ffn_up",
+                "mlp.down_proj" => "ffn_down",
+                _ => return None,
+            };
+            return Some(format!("blk.{layer}.{part}.{kind}"));
+        }
+    };
+    Some(whole.to_owned())
+}
+
+fn heads_of(name: &str, queries: usize, keys: usize) -> Option<usize> {
+    match name.rsplit('.').nth(1) {
+        Some("q_proj") => Some(queries),
+        Some("k_proj") => Some(keys),
+        _ => None,
+    }
+}
+
+/// Puts rows of which neighbours are a pair into the order where the first half of a head's rows is paired with the second. Rows are
+/// whole blocks, so nothing of their numbers changes.
+fn halves(bytes: &[u8], heads: usize, head_size: usize) -> Vec<u8> {
+    let (rows, half) = (heads * head_size, head_size / 2);
+    let row_bytes = bytes.len() / rows.max(1);
+    let mut ordered = Vec::with_capacity(bytes.len());
+    for head in 0..heads {
+        for row in 0..head_size {
+            let from = head * head_size + 2 * (row % half) + row / half;
+            ordered.extend_from_slice(&bytes[from * row_bytes..][..row_bytes]);
+        }
+    }
+    ordered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paired_rows_come_back_as_halves() {
+        // Two heads of four rows of two bytes: the rows of a head in pairs are 0 2 1 3 of its halves.
+        let halved: Vec<u8> = (0..16).collect();
+        let paired: Vec<u8> = [0, 2, 1, 3, 4, 6, 5, 7].iter().flat_map(|row| [2 * row, 2 * row + 1]).collect();
+        assert_eq!(halves(&paired, 2, 4), halved);
+    }
+
+    #[test]
+    fn names_of_parts_that_are_not_known_are_none() {
+        assert_eq!(theirs("model.layers.3.self_attn.q_proj.bias").as_deref(), Some("blk.3.attn_q.bias"));
+        assert_eq!(theirs("model.layers.3.self_attn.rotary.weight"), None);
+        assert_eq!(theirs("score.weight"), None);
+    }
+}

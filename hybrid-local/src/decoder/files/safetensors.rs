@@ -1,0 +1,165 @@
+//! Tensors of a Hugging Face folder: one Safetensors file, or several with an index.
+//!
+//! Headers are read at once, tensors one by one when they are asked for, so that no file is in memory as a whole.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{Device, Tensor};
+use hybrid_core::{Error, FileName, Result};
+use safetensors::{Dtype, tensor::Metadata};
+use serde::Deserialize;
+
+use super::{Plain, Stored, Weights, check_shape, read_range};
+use crate::{
+    device::tensor_error,
+    files::{io_error, read},
+};
+
+const OPERATION: &str = "read tensors";
+const WHOLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// As in the format's own reader.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+
+/// The tensors of a folder.
+#[derive(Debug)]
+pub(super) struct Safetensors {
+    shards: Vec<Shard>,
+    /// The shard of each tensor.
+    places: BTreeMap<String, usize>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    header: Metadata,
+    /// Where the header ends, in bytes.
+    start: u64,
+    size: u64,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, FileName>,
+}
+
+impl Safetensors {
+    /// Reads the headers of the files in `folder`.
+    ///
+    /// # Errors
+    /// `NotFound` that says what is there instead; `Corrupt` that names the file.
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let index = folder.join(INDEX);
+        if folder.join(WHOLE).is_file() {
+            let shard = Shard::open(folder.join(WHOLE))?;
+            let places = shard.header.tensors().into_keys().map(|name| (name, 0)).collect();
+            return Ok(Self { shards: vec![shard], places });
+        }
+        if !index.is_file() {
+            return Err(missing(folder));
+        }
+        let corrupt = |error| {
+            Error::corrupt(OPERATION, "not an index of tensors").with("path", index.display()).with_source(error)
+        };
+        let Index { weight_map } = serde_json::from_slice(&read(&index, MAX_INDEX_BYTES)?).map_err(corrupt)?;
+        let (mut shards, mut numbers, mut places) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        for (name, file) in weight_map {
+            let number = match numbers.get(&file) {
+                Some(number) => *number,
+                None => {
+                    shards.push(Shard::open(folder.join(file.as_str()))?);
+                    numbers.insert(file, shards.len() - 1);
+                    shards.len() - 1
+                }
+            };
+            places.insert(name, number);
+        }
+        Ok(Self { shards, places })
+    }
+}
+
+impl Weights for Safetensors {
+    fn bytes(&self, name: &str) -> u64 {
+        let found = self.places.get(name).and_then(|shard| self.shards[*shard].header.info(name));
+        found.map_or(0, |info| 4 * info.shape.iter().product::<usize>() as u64)
+    }
+
+    fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Stored> {
+        let shard = self.places.get(name).map(|number| &self.shards[*number]);
+        let shard = shard.ok_or_else(|| Error::corrupt(OPERATION, "the tensor is missing").with("tensor", name))?;
+        let values = shard.read(name, shape).map_err(|error| error.with("path", shard.path.display()))?;
+        Tensor::from_vec(values, shape, device).map(Stored::Dense).map_err(tensor_error(OPERATION))
+    }
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self> {
+        let corrupt = |message: &'static str| Error::corrupt(OPERATION, message).with("path", path.display());
+        let size = crate::files::size(&path)?;
+        let mut file = File::open(&path).map_err(|error| io_error(OPERATION, &path, error))?;
+        let mut length = [0u8; 8];
+        if file.read_exact(&mut length).is_err() {
+            return Err(corrupt("the file is too short for a header"));
+        }
+        let (length, room) = (u64::from_le_bytes(length), size.saturating_sub(8).min(MAX_HEADER_BYTES));
+        if length > room {
+            return Err(corrupt("the header is longer than the file or the limit").with("length", length));
+        }
+        let mut header = vec![0u8; length as usize];
+        file.read_exact(&mut header).map_err(|error| io_error(OPERATION, &path, error))?;
+        let header: Metadata = serde_json::from_slice(&header)
+            .map_err(|error| corrupt("the header is no list of tensors").with_source(error))?;
+        let start = 8 + length;
+        for (name, info) in header.tensors() {
+            let (from, to) = info.data_offsets;
+            let elements = info.shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
+            let bytes = elements.and_then(|elements| elements.checked_mul(info.dtype.bitsize())).map(|bits| bits / 8);
+            if from > to || to as u64 > size - start || bytes != Some(to - from) {
+                return Err(corrupt("a tensor's place does not fit its shape or the file").with("tensor", name));
+            }
+        }
+        Ok(Self { path, header, start, size })
+    }
+
+    /// A tensor's values, widened to single precision.
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let info = self.header.info(name).ok_or_else(|| {
+            Error::corrupt(OPERATION, "the index names a tensor that the file lacks").with("tensor", name)
+        })?;
+        check_shape(name, &info.shape, shape)?;
+        let (from, to) = info.data_offsets;
+        let bytes = read_range(&self.path, self.start + from as u64, to - from, self.size)?;
+        let kind = match info.dtype {
+            Dtype::F32 => Plain::F32,
+            Dtype::BF16 => Plain::Bf16,
+            Dtype::F16 => Plain::F16,
+            other => {
+                return Err(Error::unsupported(OPERATION, "the tensor's numbers are of a kind that is not known")
+                    .with("tensor", name)
+                    .with("found", format_args!("{other:?}"))
+                    .with("known", "F32, BF16, F16"));
+            }
+        };
+        let values = kind.widen(&bytes);
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(Error::corrupt(OPERATION, "a tensor holds what is not a finite number").with("tensor", name));
+        }
+        Ok(values)
+    }
+}
+
+fn missing(folder: &Path) -> Error {
+    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|name| folder.join(name).exists());
+    let message = if pickled {
+        "the weights are pickled, which is not read; save the model as safetensors"
+    } else {
+        "the weights are missing; the folder has to hold model.safetensors, or its index and parts"
+    };
+    Error::not_found(OPERATION, message).with("folder", folder.display())
+}

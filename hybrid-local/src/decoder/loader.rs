@@ -1,0 +1,114 @@
+//! From a model's files to a backend.
+
+use std::{path::Path, sync::Arc};
+
+use async_trait::async_trait;
+use hybrid_core::{Digest, Error, InferenceBackend, Manifest, ModelLoader, Result, ServedModel, Task, task::Chat};
+
+use super::{
+    ARCHITECTURE, backend::DecoderBackend, files::ModelFiles, generation::Decoder, network::Network,
+    template::Templates, tokens::Tokens,
+};
+use crate::{Device, files};
+
+const OPERATION: &str = "load decoder";
+const DEFAULT_CONTEXT: usize = 4_096;
+
+/// Loads chat models that run on this machine: decoders of the Llama, Mistral, Qwen 2 and Qwen 3 families.
+///
+/// # Behavior
+/// - Reads a folder as Hugging Face's tools leave it (`config.json`, `tokenizer.json`, Safetensors in one file or several), or one GGUF file
+///   with its own tokenizer (F32, F16, BF16, Q4_0 to Q8_1, Q2_K to Q8_K). As a [`ModelLoader`] it knows the architecture `decoder/1`: a
+///   version whose files are such a folder, or one that holds one GGUF file.
+/// - What is malformed, cut or of another shape than the configuration says is [`Corrupt`](hybrid_core::ErrorKind::Corrupt), what is not known
+///   [`Unsupported`](hybrid_core::ErrorKind::Unsupported), each by its name.
+/// - Weights, and the keys and values of as many full contexts as there are [lanes](Self::with_lanes), have to fit into the memory that is
+///   free and into the limit set, else it is [`ResourceExhausted`](hybrid_core::ErrorKind::ResourceExhausted), before the weights are read. Free
+///   memory is known on Linux alone; elsewhere set a limit. Weights in half precision are widened to single.
+/// - The backend refuses a conversation that fills the context with [`TooLarge`](hybrid_core::ErrorKind::TooLarge), which names both lengths; what a request asks
+///   for and the model cannot do with `Unsupported`, which names the field. What changes nothing of the answer is left out with the note
+///   `ignored`.
+/// - Where a request leaves open how tokens are drawn, the model's `generation_config.json` says it; without one the likeliest token is
+///   taken. The same seed gives the same answer on the same device. A request without a seed has one made of its id.
+/// - Needs a tokio runtime: reading and computing run on its blocking threads.
+#[derive(Clone, Debug)]
+pub struct DecoderLoader {
+    device: Device,
+    memory_limit: Option<u64>,
+    context: usize,
+    lanes: usize,
+}
+
+impl DecoderLoader {
+    /// A loader of models that compute on `device`, with a context of at most 4,096 tokens and one answer at a time.
+    pub fn new(device: Device) -> Self {
+        Self { device, memory_limit: None, context: DEFAULT_CONTEXT, lanes: 1 }
+    }
+
+    /// The same, for models that take at most `bytes` of memory.
+    #[must_use]
+    pub fn with_memory_limit(mut self, bytes: u64) -> Self {
+        self.memory_limit = Some(bytes);
+        self
+    }
+
+    /// The same, for conversations of at most `tokens` tokens with their answer, if the model has as many positions.
+    #[must_use]
+    pub fn with_context(mut self, tokens: usize) -> Self {
+        self.context = tokens;
+        self
+    }
+
+    /// The same, with `lanes` answers side by side, at least one; further ones wait. Each has memory set aside for a full context.
+    #[must_use]
+    pub fn with_lanes(mut self, lanes: usize) -> Self {
+        self.lanes = lanes.max(1);
+        self
+    }
+
+    /// Loads the model that lies at `path`, a folder or a GGUF file, as `model`.
+    ///
+    /// # Errors
+    /// As in the type's behavior; [`NotFound`](hybrid_core::ErrorKind::NotFound) that names what is missing.
+    pub async fn open(&self, path: &Path, model: ServedModel) -> Result<Arc<dyn InferenceBackend<Chat>>> {
+        let (this, path) = (self.clone(), path.to_owned());
+        let work = tokio::task::spawn_blocking(move || this.read(&path, model));
+        work.await.map_err(|error| Error::internal(OPERATION, "loading ended early").with_source(error))?
+    }
+
+    fn read(&self, path: &Path, model: ServedModel) -> Result<Arc<dyn InferenceBackend<Chat>>> {
+        let named = |error: Error| error.with("path", path.display());
+        let ModelFiles { config, weights, tokenizer, templates, defaults } = ModelFiles::open(path)?;
+        let templates = Templates::compile(templates).map_err(named)?;
+        let tokens = Tokens::new(tokenizer, config.vocabulary).map_err(named)?;
+        let context = self.context.min(config.context);
+        let caches = config.cache_bytes_per_token().saturating_mul((context * self.lanes) as u64);
+        let needed = Network::bytes(&config, &*weights).saturating_add(caches);
+        files::check_memory(OPERATION, needed, self.memory_limit).map_err(named)?;
+        let network = Network::read(config, &*weights, self.device.tensors()).map_err(named)?;
+        let decoder = Decoder::new(network, tokens, templates, defaults, context);
+        Ok(Arc::new(DecoderBackend::new(decoder, model, &self.device, self.lanes)))
+    }
+}
+
+#[async_trait]
+impl ModelLoader<Chat> for DecoderLoader {
+    async fn load(
+        &self,
+        manifest: &Manifest,
+        digest: Digest,
+        folder: &Path,
+    ) -> Result<Arc<dyn InferenceBackend<Chat>>> {
+        let unsupported = |message: &'static str| Error::unsupported(OPERATION, message).with("manifest", digest);
+        if manifest.task != Chat::NAME {
+            return Err(unsupported("the version is of another task").with("task", &manifest.task));
+        }
+        if manifest.architecture != ARCHITECTURE {
+            let error = unsupported("the architecture is unknown; an upgrade may know it");
+            return Err(error.with("architecture", &manifest.architecture));
+        }
+        let model =
+            ServedModel { name: manifest.model.to_string(), version: Some(manifest.version), manifest: Some(digest) };
+        self.open(folder, model).await.map_err(|error| error.with("manifest", digest))
+    }
+}

@@ -1,0 +1,92 @@
+//! Keys and values of the tokens that a sequence has so far.
+
+use candle_core::{Device, Result, Tensor};
+
+use crate::decoder::config::DecoderConfig;
+
+/// Tokens that a cache has room for at first, beyond those it must take.
+const HEADROOM: usize = 256;
+
+/// The cache of one sequence. Its room doubles when it is full, so that a short answer does not take what a long one may need.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    /// For each layer keys and values, `[heads, room, head size]`.
+    layers: Vec<[Tensor; 2]>,
+    length: usize,
+    room: usize,
+    limit: usize,
+    shape: [usize; 2],
+    device: Device,
+}
+
+impl Cache {
+    /// An empty cache for at most `limit` tokens.
+    pub(crate) fn new(config: &DecoderConfig, limit: usize, device: &Device) -> Self {
+        Self {
+            layers: Vec::with_capacity(config.layers()),
+            length: 0,
+            room: 0,
+            limit,
+            shape: [config.key_value_heads, config.head_size],
+            device: device.clone(),
+        }
+    }
+
+    /// The tokens that are in it.
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Forgets the tokens from `length` on.
+    pub(crate) fn truncate(&mut self, length: usize) {
+        self.length = self.length.min(length);
+    }
+
+    /// Makes room for `rows` more tokens in all of `layers` layers.
+    pub(super) fn reserve(&mut self, rows: usize, layers: usize) -> Result<()> {
+        let needed = self.length + rows;
+        if needed > self.limit {
+            candle_core::bail!("{needed} tokens are more than the {} that the cache may hold", self.limit);
+        }
+        if needed <= self.room {
+            return Ok(());
+        }
+        let room = (needed + HEADROOM).max(2 * self.room).min(self.limit);
+        let [heads, head_size] = self.shape;
+        for layer in 0..layers {
+            let empty = || Tensor::zeros((heads, room, head_size), candle_core::DType::F32, &self.device);
+            let grown = [empty()?, empty()?];
+            match self.layers.get_mut(layer) {
+                Some(old) => {
+                    if self.length > 0 {
+                        for (grown, old) in grown.iter().zip(&*old) {
+                            grown.slice_set(&old.narrow(1, 0, self.length)?.contiguous()?, 1, 0)?;
+                        }
+                    }
+                    *old = grown;
+                }
+                None => self.layers.push(grown),
+            }
+        }
+        self.room = room;
+        Ok(())
+    }
+
+    /// Puts the next tokens' keys and values of one layer beside those before, `[heads, rows, head size]`, and gives those from `first` on.
+    pub(super) fn extend(&self, layer: usize, new: [&Tensor; 2], first: usize) -> Result<[Tensor; 2]> {
+        let rows = new[0].dim(1)?;
+        let Some([keys, values]) = self.layers.get(layer) else {
+            candle_core::bail!("the cache has no layer {layer}");
+        };
+        let put = |all: &Tensor, new: &Tensor| {
+            all.slice_set(&new.contiguous()?, 1, self.length)?;
+            all.narrow(1, first, self.length + rows - first)
+        };
+        Ok([put(keys, new[0])?, put(values, new[1])?])
+    }
+
+    /// Counts `rows` tokens whose keys and values are in all layers now.
+    pub(super) fn advance(&mut self, rows: usize) {
+        self.length += rows;
+    }
+}

@@ -1,0 +1,62 @@
+//! Linear layers and the table of embeddings: the seam under which a faster kernel can be put without a change of the network.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor, quantized::QTensor};
+
+use crate::decoder::files::Stored;
+
+/// `x Wᵀ + b`, whatever W is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Linear {
+    weight: Weight,
+    bias: Option<Tensor>,
+}
+
+#[derive(Clone, Debug)]
+enum Weight {
+    /// `[out, in]`.
+    Dense(Tensor),
+    /// `[out, in]` in blocks; products take the input's rows to blocks of whole numbers.
+    Quantized(Arc<QTensor>),
+}
+
+impl Linear {
+    pub(super) fn new(weight: Stored, bias: Option<Tensor>) -> Self {
+        let weight = match weight {
+            Stored::Dense(weight) => Weight::Dense(weight),
+            Stored::Quantized(blocks) => Weight::Quantized(blocks),
+        };
+        Self { weight, bias }
+    }
+
+    /// `[rows, in]` gives `[rows, out]`.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let product = match &self.weight {
+            Weight::Dense(weight) => x.matmul(&weight.t()?)?,
+            Weight::Quantized(blocks) => x.contiguous()?.apply_op1_no_bwd(blocks.as_ref())?,
+        };
+        match &self.bias {
+            Some(bias) => product.broadcast_add(bias),
+            None => Ok(product),
+        }
+    }
+}
+
+/// The table of embeddings.
+#[derive(Clone, Debug)]
+pub(super) struct Table(Stored);
+
+impl Table {
+    pub(super) fn new(table: Stored) -> Self {
+        Self(table)
+    }
+
+    /// The rows of `[tokens]` whole numbers: `[tokens, hidden]`.
+    pub(super) fn rows(&self, tokens: &Tensor) -> Result<Tensor> {
+        match &self.0 {
+            Stored::Dense(table) => table.index_select(tokens, 0),
+            Stored::Quantized(blocks) => blocks.embedding(tokens),
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The network: one for all families, driven by the configuration.
+//!
+//! The rows of a tensor are tokens, of one sequence after another. Whatever works on rows alone works on all sequences at once; attention
+//! is given each sequence for itself, with its cache.
+
+mod attention;
+mod cache;
+mod linear;
+
+use candle_core::{D, Device, Tensor};
+use hybrid_core::Result;
+
+use self::{
+    attention::{Sight, attention},
+    linear::{Linear, Table},
+};
+use super::{
+    config::DecoderConfig,
+    files::{Stored, Weights},
+};
+use crate::device::tensor_error;
+
+pub(super) use cache::Cache;
+
+/// A decoder with its weights in memory.
+#[derive(Debug)]
+pub(super) struct Network {
+    config: DecoderConfig,
+    table: Table,
+    layers: Vec<Layer>,
+    norm: Norm,
+    head: Linear,
+    /// What a head's pairs turn by for one position.
+    frequencies: Vec<f32>,
+    device: Device,
+}
+
+#[derive(Debug)]
+struct Layer {
+    attention_norm: Norm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    /// Norms of each head's queries and keys.
+    head_norms: Option<[Norm; 2]>,
+    output: Linear,
+    norm: Norm,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+/// Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+#[derive(Debug)]
+struct Norm {
+    scale: Tensor,
+    epsilon: f64,
+}
+
+/// The next tokens of a sequence.
+#[derive(Debug)]
+pub(super) struct Part<'a> {
+    pub(super) tokens: &'a [u32],
+    /// What came before them, and after the pass they too.
+    pub(super) cache: &'a mut Cache,
+    pub(super) wanted: Wanted,
+}
+
+/// For which tokens logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    None,
+    Last,
+    #[cfg_attr(not(test), allow(dead_code))]
+    All,
+}
+
+impl Network {
+    /// What the weights take in memory, in bytes.
+    pub(super) fn bytes(config: &DecoderConfig, weights: &dyn Weights) -> u64 {
+        names(config).iter().map(|name| weights.bytes(name)).sum()
+    }
+
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// `Corrupt` that names the tensor that does not fit the configuration.
+    pub(super) fn read(config: DecoderConfig, weights: &dyn Weights, device: &Device) -> Result<Self> {
+        let (hidden, size) = (config.hidden, config.head_size);
+        let (queries, keys) = (config.query_size(), config.key_value_size());
+        let vector = |name: &str, length: usize| weights.take(name, &[length], device)?.dense(device);
+        let norm = |name: String, length: usize| {
+            Ok(Norm { scale: vector(&format!("{name}.weight"), length)?, epsilon: config.norm_epsilon })
+        };
+        let linear = |name: String, output: usize, input: usize, biased: bool| {
+            let bias = biased.then(|| vector(&format!("{name}.bias"), output)).transpose()?;
+            Ok(Linear::new(weights.take(&format!("{name}.weight"), &[output, input], device)?, bias))
+        };
+        let layer = |layer: usize| -> Result<Layer> {
+            let name = |part: &str| format!("model.layers.{layer}.{part}");
+            let attend =
+                |part: &str, output, input, biased| linear(name(&format!("self_attn.{part}")), output, input, biased);
+            let forward = |part: &str, output, input| {
+                linear(name(&format!("mlp.{part}")), output, input, config.feed_forward_bias)
+            };
+            let head_norms =
+                || -> Result<_> { Ok([norm(name("self_attn.q_norm"), size)?, norm(name("self_attn.k_norm"), size)?]) };
+            Ok(Layer {
+                attention_norm: norm(name("input_layernorm"), hidden)?,
+                query: attend("q_proj", queries, hidden, config.attention_bias)?,
+                key: attend("k_proj", keys, hidden, config.attention_bias)?,
+                value: attend("v_proj", keys, hidden, config.attention_bias)?,
+                head_norms: config.head_norms.then(head_norms).transpose()?,
+                output: attend("o_proj", hidden, queries, config.output_bias)?,
+                norm: norm(name("post_attention_layernorm"), hidden)?,
+                gate: forward("gate_proj", config.intermediate, hidden)?,
+                up: forward("up_proj", config.intermediate, hidden)?,
+                down: forward("down_proj", hidden, config.intermediate)?,
+            })
+        };
+        let table: Stored = weights.take("model.embed_tokens.weight", &[config.vocabulary, hidden], device)?;
+        let head = match config.tied {
+            true => Linear::new(table.clone(), None),
+            false => linear("lm_head".to_owned(), config.vocabulary, hidden, false)?,
+        };
+        Ok(Self {
+            layers: (0..config.layers()).map(layer).collect::<Result<_>>()?,
+            norm: norm("model.norm".to_owned(), hidden)?,
+            frequencies: config.rope.frequencies(size / 2),
+            table: Table::new(table),
+            head,
+            device: device.clone(),
+            config,
+        })
+    }
+
+    /// An empty cache for a sequence of at most `limit` tokens.
+    pub(super) fn cache(&self, limit: usize) -> Cache {
+        Cache::new(&self.config, limit, &self.device)
+    }
+
+    /// Reads the next tokens of some sequences, and gives the logits wanted: a row of the vocabulary's length for each token.
+    ///
+    /// # Errors
+    /// `Internal` if the tensor library fails; the caches are then to be thrown away.
+    pub(super) fn forward(&self, parts: &mut [Part<'_>]) -> Result<Vec<Vec<f32>>> {
+        self.logits(parts).map_err(tensor_error("run decoder"))
+    }
+
+    fn logits(&self, parts: &mut [Part<'_>]) -> candle_core::Result<Vec<Vec<f32>>> {
+        let tokens: Vec<u32> = parts.iter().flat_map(|part| part.tokens).copied().collect();
+        if tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        for part in &mut *parts {
+            part.cache.reserve(part.tokens.len(), self.layers.len())?;
+        }
+        let turns = self.turns(parts)?;
+        let rows = tokens.len();
+        let mut x = self.table.rows(&Tensor::from_vec(tokens, rows, &self.device)?)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let attended = self.attend(i, layer, &layer.attention_norm.forward(&x)?, parts, &turns)?;
+            x = (x + attended)?;
+            let normed = layer.norm.forward(&x)?;
+            let gated = (layer.gate.forward(&normed)?.silu()? * layer.up.forward(&normed)?)?;
+            x = (x + layer.down.forward(&gated)?)?;
+        }
+        let mut wanted = Vec::new();
+        let mut first = 0;
+        for part in &mut *parts {
+            let next = first + part.tokens.len();
+            match part.wanted {
+                Wanted::All => wanted.extend(first as u32..next as u32),
+                Wanted::Last if next > first => wanted.push(next as u32 - 1),
+                Wanted::Last | Wanted::None => {}
+            }
+            part.cache.advance(part.tokens.len());
+            first = next;
+        }
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let count = wanted.len();
+        let x = x.index_select(&Tensor::from_vec(wanted, count, &self.device)?, 0)?;
+        self.head.forward(&self.norm.forward(&x)?)?.to_vec2()
+    }
+
+    fn attend(
+        &self,
+        at: usize,
+        layer: &Layer,
+        x: &Tensor,
+        parts: &[Part<'_>],
+        turns: &[Tensor; 2],
+    ) -> candle_core::Result<Tensor> {
+        let DecoderConfig { heads, key_value_heads, head_size, .. } = self.config;
+        let rows = x.dim(0)?;
+        let mut queries = layer.query.forward(x)?.reshape((rows, heads, head_size))?;
+        let mut keys = layer.key.forward(x)?.reshape((rows, key_value_heads, head_size))?;
+        let values = layer.value.forward(x)?.reshape((rows, key_value_heads, head_size))?;
+        if let Some([of_queries, of_keys]) = &layer.head_norms {
+            (queries, keys) = (of_queries.forward(&queries)?, of_keys.forward(&keys)?);
+        }
+        let (queries, keys) = (turn(&queries, turns)?, turn(&keys, turns)?);
+        let mut attended = Vec::with_capacity(parts.len());
+        let mut first = 0;
+        for part in parts.iter().filter(|part| !part.tokens.is_empty()) {
+            let rows = part.tokens.len();
+            let sight = Sight { from: part.cache.len(), window: self.config.windows[at] };
+            let own = |all: &Tensor| all.narrow(0, first, rows);
+            let by_head = |all: &Tensor| own(all)?.transpose(0, 1);
+            let [keys, values] = part.cache.extend(at, [&by_head(&keys)?, &by_head(&values)?], sight.first())?;
+            attended.push(attention(&own(&queries)?, &keys, &values, sight)?);
+            first += rows;
+        }
+        layer.output.forward(&Tensor::cat(&attended, 0)?)
+    }
+
+    /// Cosines and sines of every row's position, `[rows, 1, pairs]`. Angles are in single precision, as the reference has them.
+    fn turns(&self, parts: &[Part<'_>]) -> candle_core::Result<[Tensor; 2]> {
+        let positions = parts.iter().flat_map(|part| (0..part.tokens.len()).map(|i| (part.cache.len() + i) as f32));
+        let angles: Vec<f32> =
+            positions.flat_map(|position| self.frequencies.iter().map(move |turn| position * turn)).collect();
+        let (pairs, amplitude) = (self.frequencies.len(), self.config.rope.amplitude());
+        let tensor = |of: fn(f32) -> f32| {
+            let values = angles.iter().map(|angle| of(*angle) * amplitude).collect();
+            Tensor::from_vec(values, (angles.len() / pairs, 1, pairs), &self.device)
+        };
+        Ok([tensor(f32::cos)?, tensor(f32::sin)?])
+    }
+}
+
+impl Norm {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let square = (x.sqr()?.mean_keepdim(D::Minus1)? + self.epsilon)?;
+        x.broadcast_div(&square.sqrt()?)?.broadcast_mul(&self.scale)
+    }
+}
+
+/// Turns the pairs of every head of `[rows, heads, size]`.
+fn turn(x: &Tensor, [cosines, sines]: &[Tensor; 2]) -> candle_core::Result<Tensor> {
+    let half = x.dim(D::Minus1)? / 2;
+    let (first, second) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+    let turned = [
+        (first.broadcast_mul(cosines)? - second.broadcast_mul(sines)?)?,
+        (second.broadcast_mul(cosines)? + first.broadcast_mul(sines)?)?,
+    ];
+    Tensor::cat(&turned, D::Minus1)
+}
+
+/// The names of all tensors that the network may have.
+fn names(config: &DecoderConfig) -> Vec<String> {
+    let mut names = vec!["model.embed_tokens.weight".to_owned(), "model.norm.weight".to_owned()];
+    if !config.tied {
+        names.push("lm_head.weight".to_owned());
+    }
+    let parts = ["q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"].map(|part| format!("self_attn.{part}"));
+    let forward = ["gate_proj", "up_proj", "down_proj"].map(|part| format!("mlp.{part}"));
+    let norms = ["input_layernorm", "post_attention_layernorm"].map(str::to_owned);
+    for layer in 0..config.layers() {
+        for part in parts.iter().chain(&forward).chain(&norms) {
+            names.extend(["weight", "bias"].map(|kind| format!("model.layers.{layer}.{part}.{kind}")));
+        }
+    }
+    names
+}

@@ -1,0 +1,342 @@
+//! GGUF files beside the folders that they were made of, and beside llama.cpp.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{BufWriter, Write},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use candle_core::{
+    Device, Tensor,
+    quantized::{
+        GgmlDType, QTensor,
+        gguf_file::{self, Value},
+    },
+};
+use hybrid_core::Result;
+use safetensors::SafeTensors;
+use serde_json::json;
+
+use super::{super::files::Weights, *};
+use crate::decoder::{
+    config::{DecoderConfig, Family},
+    rope::Scaling,
+    tokens::Tokens,
+};
+
+const TEXTS: [&str; 4] =
+    ["ten rolls, 1234 Brötchen!", "<|im_start|>user\n I'm  here\n\n", "<think>a</think> B\u{308}ö", "\t漢字 🥐"];
+
+/// A model whose tensors can be written as blocks.
+pub(super) struct Source {
+    pub(super) config: DecoderConfig,
+    /// By the names of Hugging Face's files.
+    pub(super) tensors: BTreeMap<String, Tensor>,
+    /// The name of the fixture whose tokenizer it has.
+    tokenizer: &'static str,
+}
+
+impl Source {
+    /// A fixture, seeing everything: GGUF files of these families have no windows.
+    pub(super) fn fixture(name: &'static str) -> Self {
+        let mut config = ModelFiles::open(&fixture(name)).unwrap().config;
+        config.windows.fill(None);
+        let bytes = fs::read(fixture(name).join("model.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let tensor = |name: &str| {
+            let view = file.tensor(name).unwrap();
+            let halves = view.data().as_chunks().0.iter();
+            let values: Vec<f32> = halves.map(|bytes| half::f16::from_le_bytes(*bytes).to_f32()).collect();
+            Tensor::from_vec(values, view.shape(), &Device::Cpu).unwrap()
+        };
+        let tensors = file.names().into_iter().map(|name| (name.to_owned(), tensor(name))).collect();
+        Self { config, tensors, tokenizer: name }
+    }
+
+    /// A model with rows long enough for blocks of 256 numbers.
+    fn wide() -> Self {
+        let mut source = Self::fixture("qwen3");
+        let config = &mut source.config;
+        (config.hidden, config.intermediate, config.head_size) = (256, 512, 64);
+        let (hidden, wide, size) = (256, 512, 64);
+        let (queries, keys) = (config.query_size(), config.key_value_size());
+        let mut state = 1u64;
+        for (name, tensor) in &mut source.tensors {
+            let shape = match name.rsplit('.').nth(1).unwrap() {
+                "embed_tokens" => vec![tensor.dim(0).unwrap(), hidden],
+                "q_proj" => vec![queries, hidden],
+                "k_proj" | "v_proj" => vec![keys, hidden],
+                "o_proj" => vec![hidden, queries],
+                "gate_proj" | "up_proj" => vec![wide, hidden],
+                "down_proj" => vec![hidden, wide],
+                "q_norm" | "k_norm" => vec![size],
+                _ => vec![hidden],
+            };
+            let mut draw = || {
+                // xorshift64, Marsaglia 2003; the sum of four draws is near enough to a normal one.
+                let mut next = || {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+                };
+                (next() + next() + next() + next()) * if shape.len() == 1 { 0.2 } else { 0.12 }
+                    + if shape.len() == 1 { 1.0 } else { 0.0 }
+            };
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| draw()).collect();
+            *tensor = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+        }
+        source
+    }
+
+    fn architecture(&self) -> &'static str {
+        match self.config.family {
+            Family::Llama | Family::Mistral => "llama",
+            Family::Qwen2 => "qwen2",
+            Family::Qwen3 => "qwen3",
+        }
+    }
+
+    fn metadata(&self) -> BTreeMap<String, Value> {
+        let (config, architecture) = (&self.config, self.architecture());
+        let number = |value: usize| Value::U32(value as u32);
+        let text = |text: &str| Value::String(text.to_owned());
+        let mut all: BTreeMap<String, Value> = [
+            ("context_length", number(config.context)),
+            ("embedding_length", number(config.hidden)),
+            ("block_count", number(config.layers())),
+            ("feed_forward_length", number(config.intermediate)),
+            ("attention.head_count", number(config.heads)),
+            ("attention.head_count_kv", number(config.key_value_heads)),
+            ("attention.key_length", number(config.head_size)),
+            ("attention.value_length", number(config.head_size)),
+            ("attention.layer_norm_rms_epsilon", Value::F32(config.norm_epsilon as f32)),
+            ("rope.freq_base", Value::F32(config.rope.theta as f32)),
+            ("rope.dimension_count", number(config.head_size)),
+        ]
+        .map(|(key, value)| (format!("{architecture}.{key}"), value))
+        .into();
+        match &config.rope.scaling {
+            Scaling::Linear { factor } => {
+                all.insert(format!("{architecture}.rope.scaling.type"), text("linear"));
+                all.insert(format!("{architecture}.rope.scaling.factor"), Value::F32(*factor as f32));
+            }
+            Scaling::Yarn { factor, original_context, .. } => {
+                all.insert(format!("{architecture}.rope.scaling.type"), text("yarn"));
+                all.insert(format!("{architecture}.rope.scaling.factor"), Value::F32(*factor as f32));
+                let original = format!("{architecture}.rope.scaling.original_context_length");
+                all.insert(original, number(*original_context));
+            }
+            _ => {}
+        }
+        all.insert("general.architecture".to_owned(), text(architecture));
+        all.insert("general.name".to_owned(), text("tiny"));
+
+        let bytes = fs::read(fixture(self.tokenizer).join("tokenizer.json")).unwrap();
+        let file: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        let vocabulary = file["model"]["vocab"].as_object().unwrap();
+        let mut tokens: BTreeMap<u64, (String, i32)> =
+            vocabulary.iter().map(|(token, id)| (id.as_u64().unwrap(), (token.clone(), 1))).collect();
+        for added in file["added_tokens"].as_array().unwrap() {
+            let kind = if added["special"].as_bool().unwrap() { 3 } else { 4 };
+            tokens.insert(added["id"].as_u64().unwrap(), (added["content"].as_str().unwrap().to_owned(), kind));
+        }
+        let merges = file["model"]["merges"].as_array().unwrap().iter();
+        let merges = merges.map(|pair| text(&format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap())));
+        let pre = if self.architecture() == "llama" { "llama-bpe" } else { "qwen2" };
+        all.extend(
+            [
+                ("model", text("gpt2")),
+                ("pre", text(pre)),
+                ("tokens", Value::Array(tokens.values().map(|(token, _)| text(token)).collect())),
+                ("token_type", Value::Array(tokens.values().map(|(_, kind)| Value::I32(*kind)).collect())),
+                ("merges", Value::Array(merges.collect())),
+                ("eos_token_id", Value::U32(2)),
+            ]
+            .map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)),
+        );
+        all.insert("tokenizer.chat_template".to_owned(), text("{{ messages[0].content }}"));
+        all
+    }
+
+    /// The tensors by the names and in the order of a GGUF file.
+    fn blocks(&self, kind: GgmlDType) -> Vec<(String, QTensor)> {
+        let names = [
+            ("model.embed_tokens", "token_embd"),
+            ("model.norm", "output_norm"),
+            ("lm_head", "output"),
+            ("model.layers.", "blk."),
+            ("input_layernorm", "attn_norm"),
+            ("self_attn.q_proj", "attn_q"),
+            ("self_attn.k_proj", "attn_k"),
+            ("self_attn.v_proj", "attn_v"),
+            ("self_attn.o_proj", "attn_output"),
+            ("self_attn.q_norm", "attn_q_norm"),
+            ("self_attn.k_norm", "attn_k_norm"),
+            ("post_attention_layernorm", "ffn_norm"),
+            ("mlp.gate_proj", "ffn_gate"),
+            ("mlp.up_proj", "ffn_up"),
+            ("mlp.down_proj", "ffn_down"),
+        ];
+        let size = self.config.head_size;
+        let mut blocks = Vec::new();
+        for (name, tensor) in &self.tensors {
+            let mut tensor = tensor.clone();
+            if self.architecture() == "llama" && (name.contains("q_proj") || name.contains("k_proj")) {
+                let shape = tensor.dims().to_vec();
+                let rest: usize = shape[1..].iter().product();
+                let heads = tensor.reshape((shape[0] / size, 2, size / 2, rest)).unwrap();
+                tensor = heads.transpose(1, 2).unwrap().contiguous().unwrap().reshape(shape).unwrap();
+            }
+            let theirs = names.iter().fold(name.clone(), |name, (ours, theirs)| name.replace(ours, theirs));
+            let kind = if tensor.rank() == 1 { GgmlDType::F32 } else { kind };
+            blocks.push((theirs, QTensor::quantize(&tensor, kind).unwrap()));
+        }
+        if let Scaling::Llama3 { .. } = self.config.rope.scaling {
+            let mut plain = self.config.rope.clone();
+            plain.scaling = Scaling::None;
+            let pairs = plain.frequencies(size / 2).into_iter().zip(self.config.rope.frequencies(size / 2));
+            let divisors: Vec<f32> = pairs.map(|(plain, scaled)| plain / scaled).collect();
+            let divisors = Tensor::from_vec(divisors, size / 2, &Device::Cpu).unwrap();
+            blocks.push(("rope_freqs.weight".to_owned(), QTensor::quantize(&divisors, GgmlDType::F32).unwrap()));
+        }
+        blocks
+    }
+
+    pub(super) fn write(&self, path: &Path, kind: GgmlDType, changes: impl Fn(&mut BTreeMap<String, Value>)) {
+        let (mut metadata, blocks) = (self.metadata(), self.blocks(kind));
+        changes(&mut metadata);
+        let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+        let blocks: Vec<_> = blocks.iter().map(|(name, block)| (name.as_str(), block)).collect();
+        let mut file = BufWriter::new(File::create(path).unwrap());
+        gguf_file::write(&mut file, &metadata, &blocks).unwrap();
+        file.flush().unwrap();
+    }
+}
+
+/// Tensors widened after they were read.
+#[derive(Debug)]
+struct Widened(Box<dyn Weights>);
+
+impl Weights for Widened {
+    fn bytes(&self, name: &str) -> u64 {
+        self.0.bytes(name)
+    }
+
+    fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<super::super::files::Stored> {
+        Ok(super::super::files::Stored::Dense(self.0.take(name, shape, device)?.dense(device)?))
+    }
+}
+
+fn logits(network: &Network, tokens: &[u32]) -> Vec<Vec<f32>> {
+    read(network, tokens, &mut network.cache(128), Wanted::All)
+}
+
+/// How far ours are from theirs, as a share of how far theirs are from zero.
+fn distance(ours: &[Vec<f32>], theirs: &[Vec<f32>]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let pairs = || ours.iter().flatten().zip(theirs.iter().flatten());
+    let off: f64 = pairs().map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    (off / pairs().map(|(_, b)| f64::from(*b).powi(2)).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn a_file_gives_what_the_folder_gives_that_it_was_made_of() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in FAMILIES {
+        let (source, path) = (Source::fixture(name), folder.path().join("tiny.gguf"));
+        source.write(&path, GgmlDType::F32, |_| {});
+        let whole = ModelFiles::open(&fixture(name)).unwrap();
+        let theirs = Network::read(source.config.clone(), &*whole.weights, &Device::Cpu).unwrap();
+        let ours = ModelFiles::open(folder.path()).unwrap();
+        let tokens = Expected::read(&fixture(name)).tokens;
+        let off = distance(&logits(&network(&ours), &tokens), &logits(&theirs, &tokens));
+        assert!(off < 1e-5, "{name}: {off}");
+        assert_eq!(ours.defaults.ends, whole.defaults.ends);
+        let [ours, theirs] = [ours.tokenizer, whole.tokenizer].map(|tokens| Tokens::new(tokens, 1_000).unwrap());
+        for text in TEXTS {
+            let tokens = ours.encode(text).unwrap();
+            assert_eq!(tokens, theirs.encode(text).unwrap(), "{name}: {text:?}");
+            assert_eq!(ours.decode(&tokens).unwrap(), theirs.decode(&tokens).unwrap(), "{name}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn blocks_give_nearly_what_their_numbers_give_in_single_precision() {
+    let path = tempfile::tempdir().unwrap();
+    let path = path.path().join("tiny.gguf");
+    let (narrow, wide) = (Source::fixture("llama"), Source::wide());
+    // Products take their inputs to whole numbers of eight bits, and random weights make much of little; a wrong block is off by one.
+    for (source, kind) in [
+        (&narrow, GgmlDType::F16),
+        (&narrow, GgmlDType::Q8_0),
+        (&narrow, GgmlDType::Q4_0),
+        (&wide, GgmlDType::Q8_0),
+        (&wide, GgmlDType::Q4_0),
+        (&wide, GgmlDType::Q4K),
+        (&wide, GgmlDType::Q5K),
+        (&wide, GgmlDType::Q6K),
+    ] {
+        source.write(&path, kind, |_| {});
+        let files = ModelFiles::open(&path).unwrap();
+        let tokens: Vec<u32> = (3..43).collect();
+        let ours = logits(&network(&files), &tokens);
+        let bytes = Network::bytes(&files.config, &*files.weights);
+        let widened = Network::read(files.config, &Widened(files.weights), &Device::Cpu).unwrap();
+        let off = distance(&ours, &logits(&widened, &tokens));
+        eprintln!("{kind:?}: {off:.5} off, {bytes} bytes");
+        assert!(off < 0.08, "{kind:?}: {off}");
+        let single: usize = source.tensors.values().map(|tensor| 4 * tensor.elem_count()).sum();
+        assert!(kind == GgmlDType::F16 || bytes < single as u64 / 3, "{kind:?}: {bytes} of {single}");
+    }
+}
+
+/// Runs where `HYBRID_LLAMA_CPP` names the Python of an environment that has what `tests/fixtures/llama_logits.py` asks for.
+#[test]
+fn llama_cpp_reads_the_same_of_a_file() {
+    let Some(python) = std::env::var_os("HYBRID_LLAMA_CPP") else {
+        eprintln!("skipped: HYBRID_LLAMA_CPP is not set to the Python of an environment with llama-cpp-python");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    let narrow = ["llama", "mistral", "qwen2", "qwen3"]
+        .map(|name| (Source::fixture(name), vec![GgmlDType::F32, GgmlDType::Q8_0, GgmlDType::Q4_0]));
+    let wide = (Source::wide(), vec![GgmlDType::Q4K, GgmlDType::Q5K, GgmlDType::Q6K]);
+    for (source, kinds) in narrow.into_iter().chain([wide]) {
+        for kind in kinds {
+            source.write(&path, kind, |_| {});
+            let files = ModelFiles::open(&path).unwrap();
+            let tokens: Vec<u32> = (3..43).collect();
+            let ours = logits(&network(&files), &tokens);
+            let script = Path::new(FIXTURES).with_file_name("llama_logits.py");
+            let mut child = Command::new(&python)
+                .arg(script)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let question = json!({"path": path, "tokens": tokens, "texts": TEXTS});
+            child.stdin.take().unwrap().write_all(question.to_string().as_bytes()).unwrap();
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            let theirs: Vec<Vec<f32>> = serde_json::from_value(answer["logits"].clone()).unwrap();
+            let off = distance(&ours, &theirs);
+            let name = source.tokenizer;
+            eprintln!("{name} {kind:?}: {off:.6} off");
+            assert!(off < if kind == GgmlDType::F32 { 2e-4 } else { 0.03 }, "{name} {kind:?}: {off}");
+            let tokenizer = Tokens::new(files.tokenizer, 1_000).unwrap();
+            // llama.cpp composes no characters, as the tokenizer of Qwen's own does.
+            for (text, theirs) in
+                TEXTS.iter().zip(answer["texts"].as_array().unwrap()).filter(|(text, _)| !text.contains('\u{308}'))
+            {
+                assert_eq!(json!(tokenizer.encode(text).unwrap()), *theirs, "{name}: {text:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The network and the templates beside the reference implementation, and files beside each other.
+
+mod damage;
+mod gguf;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use hybrid_core::ErrorKind;
+use safetensors::SafeTensors;
+use serde::Deserialize;
+
+use super::{
+    files::ModelFiles,
+    network::{Cache, Network, Part, Wanted},
+    template::{Conversation, Sources, Templates},
+};
+use crate::Device;
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/decoder");
+const FAMILIES: [&str; 5] = ["llama", "llama-bias", "mistral", "qwen2", "qwen3"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(FIXTURES).join(name)
+}
+
+fn network(files: &ModelFiles) -> Network {
+    Network::read(files.config.clone(), &*files.weights, Device::cpu().tensors()).unwrap()
+}
+
+/// What the reference made of a prompt.
+struct Expected {
+    tokens: Vec<u32>,
+    logits: Vec<Vec<f32>>,
+    greedy: Vec<u32>,
+}
+
+impl Expected {
+    fn read(folder: &Path) -> Self {
+        let bytes = fs::read(folder.join("expected.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let words = |name: &str| -> Vec<u32> {
+            file.tensor(name).unwrap().data().as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()
+        };
+        let logits = file.tensor("logits").unwrap();
+        let values: Vec<f32> = logits.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let rows = values.chunks_exact(logits.shape()[1]).map(<[f32]>::to_vec).collect();
+        Self { tokens: words("tokens"), logits: rows, greedy: words("greedy") }
+    }
+}
+
+fn read(network: &Network, tokens: &[u32], cache: &mut Cache, wanted: Wanted) -> Vec<Vec<f32>> {
+    network.forward(&mut [Part { tokens, cache, wanted }]).unwrap()
+}
+
+fn best(logits: &[f32]) -> u32 {
+    (0..logits.len() as u32).max_by(|one, other| logits[*one as usize].total_cmp(&logits[*other as usize])).unwrap()
+}
+
+#[track_caller]
+fn assert_near(ours: &[f32], theirs: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(ours.len(), theirs.len());
+    let worst = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < tolerance, "{what}: {worst}");
+}
+
+/// Compares logits of a prompt, read at once and in portions, and the tokens that follow it.
+fn check_parity(folder: &Path) {
+    let expected = Expected::read(folder);
+    let network = network(&ModelFiles::open(folder).unwrap());
+    let name = folder.file_name().unwrap().to_string_lossy();
+    for portion in [expected.tokens.len(), 7, 1] {
+        let mut cache = network.cache(128);
+        let portions = expected.tokens.chunks(portion);
+        let logits: Vec<_> = portions.flat_map(|tokens| read(&network, tokens, &mut cache, Wanted::All)).collect();
+        for (row, (ours, theirs)) in logits.iter().zip(&expected.logits).enumerate() {
+            assert_near(ours, theirs, 1e-3, &format!("{name}, {portion} at a time, row {row}"));
+        }
+        let mut token = best(&logits[logits.len() - 1]);
+        let mut greedy = vec![token];
+        while greedy.len() < expected.greedy.len() {
+            token = best(&read(&network, &[token], &mut cache, Wanted::Last)[0]);
+            greedy.push(token);
+        }
+        assert_eq!(greedy, expected.greedy, "{name}, {portion} at a time");
+    }
+}
+
+#[test]
+fn logits_and_greedy_tokens_are_those_of_the_reference_implementation() {
+    FAMILIES.iter().for_each(|name| check_parity(&fixture(name)));
+}
+
+/// Runs where `HYBRID_TRANSFORMERS` names the Python of an environment that has what `tests/fixtures/make_decoder.py` asks for.
+#[test]
+fn models_that_the_reference_implementation_writes_now_give_the_same() {
+    let Some(python) = std::env::var_os("HYBRID_TRANSFORMERS") else {
+        eprintln!(
+            "skipped: HYBRID_TRANSFORMERS is not set to the Python of an environment with torch and transformers"
+        );
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let script = Path::new(FIXTURES).with_file_name("make_decoder.py");
+    let made = Command::new(python).arg(script).arg(folder.path()).arg("77").output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    FAMILIES.iter().for_each(|name| check_parity(&folder.path().join(name)));
+    check_templates(folder.path());
+}
+
+#[test]
+fn sequences_side_by_side_are_read_as_each_alone() {
+    let expected = Expected::read(&fixture("qwen3"));
+    let network = network(&ModelFiles::open(&fixture("qwen3")).unwrap());
+    let (mut one, mut other) = (network.cache(128), network.cache(128));
+    read(&network, &expected.tokens[..20], &mut one, Wanted::None);
+    let parts = &mut [
+        Part { tokens: &expected.tokens[20..], cache: &mut one, wanted: Wanted::Last },
+        Part { tokens: &[], cache: &mut network.cache(8), wanted: Wanted::Last },
+        Part { tokens: &expected.tokens[..9], cache: &mut other, wanted: Wanted::All },
+    ];
+    let logits = network.forward(parts).unwrap();
+    assert_eq!((logits.len(), one.len(), other.len()), (10, 40, 9));
+    assert_near(&logits[0], &expected.logits[39], 1e-3, "the longer");
+    for (ours, theirs) in logits[1..].iter().zip(&expected.logits) {
+        assert_near(ours, theirs, 1e-3, "the shorter");
+    }
+    one.truncate(20);
+    let again = read(&network, &expected.tokens[20..], &mut one, Wanted::Last);
+    assert_near(&again[0], &expected.logits[39], 1e-3, "after it was cut");
+    assert!(
+        network.forward(&mut [Part { tokens: &[1; 9], cache: &mut network.cache(8), wanted: Wanted::None }]).is_err()
+    );
+}
+
+#[derive(Deserialize)]
+struct Cases {
+    templates: std::collections::BTreeMap<String, String>,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    template: String,
+    messages: Vec<serde_json::Value>,
+    tools: Vec<Tool>,
+    thinking: Option<bool>,
+    text: Option<String>,
+    refusal: Option<String>,
+}
+
+/// The order of keys is part of what templates write.
+#[derive(Deserialize, serde::Serialize)]
+struct Tool {
+    r#type: String,
+    function: Function,
+}
+
+#[derive(Deserialize, serde::Serialize)]
+struct Function {
+    name: String,
+    description: String,
+    parameters: serde_json::Value,
+}
+
+fn check_templates(folder: &Path) {
+    let Cases { templates, cases } = serde_json::from_slice(&fs::read(folder.join("templates.json")).unwrap()).unwrap();
+    for (i, case) in cases.into_iter().enumerate() {
+        let text = Some(templates[&case.template].clone());
+        let tokens =
+            [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(name, text)| (name.to_owned(), text.to_owned()));
+        let compiled = Templates::compile(Sources { default: text, tool_use: None, tokens: tokens.into() }).unwrap();
+        let value = |value: &serde_json::Value| minijinja::Value::from(minijinja::value::Serde(value));
+        let filled = compiled.fill(Conversation {
+            messages: case.messages.iter().map(value).collect(),
+            tools: case.tools.iter().map(|tool| minijinja::Value::from(minijinja::value::Serde(tool))).collect(),
+            thinking: case.thinking,
+            now: "2026-11-21T10:00:00Z".parse().unwrap(),
+        });
+        match (filled, case.text, case.refusal) {
+            (Ok(ours), Some(theirs), _) => assert_eq!(ours, theirs, "{} {i}", case.template),
+            (Err(error), None, Some(theirs)) => {
+                assert_eq!((error.kind(), error.context("reason")), (ErrorKind::InvalidInput, Some(&*theirs)), "{i}");
+            }
+            (ours, theirs, refusal) => panic!("{} {i}: {ours:?}, {theirs:?}, {refusal:?}", case.template),
+        }
+    }
+}
+
+#[test]
+fn conversations_are_written_as_the_reference_implementation_writes_them() {
+    check_templates(Path::new(FIXTURES));
+}
