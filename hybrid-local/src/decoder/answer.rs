@@ -335,6 +335,8 @@ fn call(text: &str, format: CallFormat) -> Option<(String, Map<String, Value>)> 
         Some(Value::Object(input)) => Some((name, input)),
         // Some models write the arguments as a text that holds JSON.
         Some(Value::String(text)) => Some((name, serde_json::from_str(&text).ok()?)),
+        // A tool without arguments is called without; an answer that is nothing but JSON may be something else.
+        None | Some(Value::Null) if format == CallFormat::Tagged => Some((name, Map::new())),
         _ => None,
     }
 }
@@ -457,6 +459,8 @@ mod tests {
         let unclosed = call.trim_end_matches(CALLED);
         check(tagged, unclosed, None, &[weigh("call_0")], StopReason::ToolUse);
         check(tagged, unclosed, Some(StopReason::MaxTokens), &[words(unclosed)], StopReason::MaxTokens);
+        let without = ToolUse::new("call_0", "open", json!({})).into();
+        check(tagged, "<tool_call>{\"name\": \"open\"}</tool_call>", None, &[without], StopReason::ToolUse);
         let bad = "<tool_call>{\"name\": 3}</tool_call>";
         check(tagged, bad, None, &[words(bad)], StopReason::MalformedToolUse);
         let none = || answer(&[], CallFormat::Tagged, Calls::None);

@@ -90,7 +90,7 @@ impl InferenceBackend<Chat> for DecoderBackend {
             // Nobody may be there any more, which is as good an end as any.
             let _ = send(&sender, end);
         });
-        let events = stream::unfold(Some((receiver, cx.clone())), async |state| {
+        let events = stream::unfold(Some((receiver, cx.clone())), |state| async move {
             let (mut receiver, cx) = state?;
             let early = || Error::internal(OPERATION, "the answer ended early; the model's thread failed");
             let next = async { receiver.recv().await.unwrap_or_else(|| Err(early())) };

@@ -31,6 +31,19 @@ const DEFAULT_CONTEXT: usize = 4_096;
 /// - Where a request leaves open how tokens are drawn, the model's `generation_config.json` says it; without one the likeliest token is
 ///   taken. The same seed gives the same answer on the same device. A request without a seed has one made of its id.
 /// - Needs a tokio runtime: reading and computing run on its blocking threads.
+///
+/// ```no_run
+/// # async fn chat(cx: &hybrid_core::CallContext) -> hybrid_core::Result<()> {
+/// use hybrid_core::{ServedModel, task::ChatRequest};
+/// use hybrid_local::{DecoderLoader, Device};
+///
+/// let loader = DecoderLoader::new(Device::cpu()).with_context(8_192);
+/// let backend = loader.open("models/qwen3-0.6b-q4_k_m.gguf".as_ref(), ServedModel::named("qwen3")).await?;
+/// let reply = backend.infer(cx, ChatRequest::user("What is in a sourdough starter?")).await?;
+/// println!("{}", reply.response.text());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct DecoderLoader {
     device: Device,

@@ -17,11 +17,11 @@ impl Sight {
     }
 
     /// What is added to the scores of `rows` rows over all tokens from [`first`](Self::first) on; `None` if all see all.
-    fn mask(self, rows: usize, device: &Device) -> Result<Option<Tensor>> {
-        let (first, columns) = (self.first(), self.from + rows - self.first());
-        if rows == 1 {
+    pub(super) fn mask(self, rows: usize, device: &Device) -> Result<Option<Tensor>> {
+        if rows <= 1 {
             return Ok(None);
         }
+        let (first, columns) = (self.first(), self.from + rows - self.first());
         let hidden = |row: usize, column: usize| {
             let (row, column) = (self.from + row, first + column);
             column > row || self.window.is_some_and(|window| row - column >= window)
@@ -31,8 +31,8 @@ impl Sight {
     }
 }
 
-/// Queries `[rows, heads, size]` over keys and values `[key heads, tokens, size]`: `[rows, heads * size]`.
-pub(super) fn attention(queries: &Tensor, keys: &Tensor, values: &Tensor, sight: Sight) -> Result<Tensor> {
+/// Queries `[rows, heads, size]` over keys and values `[key heads, tokens, size]`: `[rows, heads * size]`. The mask is `[rows, tokens]`.
+pub(super) fn attention(queries: &Tensor, keys: &Tensor, values: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
     let (rows, heads, size) = queries.dims3()?;
     let (key_heads, tokens, _) = keys.dims3()?;
     let group = heads / key_heads;
@@ -41,8 +41,8 @@ pub(super) fn attention(queries: &Tensor, keys: &Tensor, values: &Tensor, sight:
     let queries = (queries.reshape((rows, key_heads, group, size))? * scale)?;
     let queries = queries.permute((1, 2, 0, 3))?.contiguous()?.reshape((key_heads, group * rows, size))?;
     let mut scores = queries.matmul(&keys.t()?)?;
-    if let Some(mask) = sight.mask(rows, keys.device())? {
-        let by_group = scores.reshape((key_heads, group, rows, tokens))?.broadcast_add(&mask)?;
+    if let Some(mask) = mask {
+        let by_group = scores.reshape((key_heads, group, rows, tokens))?.broadcast_add(mask)?;
         scores = by_group.reshape((key_heads, group * rows, tokens))?;
     }
     let scores = softmax(&scores)?;

@@ -7,6 +7,8 @@ mod attention;
 mod cache;
 mod linear;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use candle_core::{D, Device, Tensor};
 use hybrid_core::Result;
 
@@ -65,6 +67,9 @@ pub(super) struct Part<'a> {
     pub(super) cache: &'a mut Cache,
     pub(super) wanted: Wanted,
 }
+
+/// What is added to the scores of a sequence's new tokens, by the window of the layer.
+type Masks = BTreeMap<Option<usize>, Option<Tensor>>;
 
 /// For which tokens logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,10 +161,11 @@ impl Network {
             part.cache.reserve(part.tokens.len(), self.layers.len())?;
         }
         let turns = self.turns(parts)?;
+        let masks = self.masks(parts)?;
         let rows = tokens.len();
         let mut x = self.table.rows(&Tensor::from_vec(tokens, rows, &self.device)?)?;
         for (i, layer) in self.layers.iter().enumerate() {
-            let attended = self.attend(i, layer, &layer.attention_norm.forward(&x)?, parts, &turns)?;
+            let attended = self.attend(i, layer, &layer.attention_norm.forward(&x)?, parts, (&turns, &masks))?;
             x = (x + attended)?;
             let normed = layer.norm.forward(&x)?;
             let gated = (layer.gate.forward(&normed)?.silu()? * layer.up.forward(&normed)?)?;
@@ -191,7 +197,7 @@ impl Network {
         layer: &Layer,
         x: &Tensor,
         parts: &[Part<'_>],
-        turns: &[Tensor; 2],
+        (turns, masks): (&[Tensor; 2], &[Masks]),
     ) -> candle_core::Result<Tensor> {
         let DecoderConfig { heads, key_value_heads, head_size, .. } = self.config;
         let rows = x.dim(0)?;
@@ -204,16 +210,28 @@ impl Network {
         let (queries, keys) = (turn(&queries, turns)?, turn(&keys, turns)?);
         let mut attended = Vec::with_capacity(parts.len());
         let mut first = 0;
-        for part in parts.iter().filter(|part| !part.tokens.is_empty()) {
+        let window = self.config.windows[at];
+        for (part, masks) in parts.iter().zip(masks).filter(|(part, _)| !part.tokens.is_empty()) {
             let rows = part.tokens.len();
-            let sight = Sight { from: part.cache.len(), window: self.config.windows[at] };
+            let sight = Sight { from: part.cache.len(), window };
             let own = |all: &Tensor| all.narrow(0, first, rows);
             let by_head = |all: &Tensor| own(all)?.transpose(0, 1);
             let [keys, values] = part.cache.extend(at, [&by_head(&keys)?, &by_head(&values)?], sight.first())?;
-            attended.push(attention(&own(&queries)?, &keys, &values, sight)?);
+            let mask = masks.get(&window).and_then(Option::as_ref);
+            attended.push(attention(&own(&queries)?, &keys, &values, mask)?);
             first += rows;
         }
         layer.output.forward(&Tensor::cat(&attended, 0)?)
+    }
+
+    /// For each sequence the masks of the windows that layers have.
+    fn masks(&self, parts: &[Part<'_>]) -> candle_core::Result<Vec<Masks>> {
+        let windows: BTreeSet<Option<usize>> = self.config.windows.iter().copied().collect();
+        let mask = |part: &Part<'_>, window| {
+            let sight = Sight { from: part.cache.len(), window };
+            Ok((window, sight.mask(part.tokens.len(), &self.device)?))
+        };
+        parts.iter().map(|part| windows.iter().map(|window| mask(part, *window)).collect()).collect()
     }
 
     /// Cosines and sines of every row's position, `[rows, 1, pairs]`. Angles are in single precision, as the reference has them.

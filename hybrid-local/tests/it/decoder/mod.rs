@@ -8,7 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use hybrid_core::{
     CallContext, DatasetRef, Digest, Document, ErrorKind, Event, InferenceBackend, Lineage, Manifest, ModelLoader,
     Reply, RequestId, Result, SeededIds, ServedModel, TenantId, Timestamp, TrainPlan,
@@ -96,13 +96,12 @@ async fn an_answer_comes_in_pieces_that_join_to_it_and_stops_before_a_text() {
     let backend = open("qwen2").await;
     let whole = ask(&*backend, short("ten rolls", 30)).await.response;
     let events = backend.stream(&context(), short("ten rolls", 30)).await.unwrap();
-    let pieces: Vec<String> = events
-        .filter_map(async |event| match event.unwrap() {
-            Event::Delta(delta) => delta.as_text().map(str::to_owned),
-            Event::Done(_) => None,
-        })
-        .collect()
-        .await;
+    let events: Vec<Event<Chat>> = events.try_collect().await.unwrap();
+    let piece = |event: &Event<Chat>| match event {
+        Event::Delta(delta) => delta.as_text().map(str::to_owned),
+        Event::Done(_) => None,
+    };
+    let pieces: Vec<String> = events.iter().filter_map(piece).collect();
     let text = whole.text();
     assert!(pieces.len() > 5, "{pieces:?}");
     assert_eq!(pieces.concat(), text);

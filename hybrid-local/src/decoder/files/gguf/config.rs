@@ -17,6 +17,10 @@ pub(super) fn read(metadata: &Metadata<'_>, vector: impl Fn(&str, usize) -> Resu
             .with("general.architecture", architecture)
             .with("known", "llama, qwen2, qwen3")
     })?;
+    if let Some(parts) = metadata.whole("split.count")?.filter(|&parts| parts > 1) {
+        let message = "the file is one part of a model; join the parts with llama.cpp's gguf-split";
+        return Err(Error::unsupported(OPERATION, message).with("split.count", parts));
+    }
     let key = |name: &str| format!("{architecture}.{name}");
     let whole = |name: &str| metadata.whole(&key(name));
     let needed = |name: &str| whole(name)?.ok_or_else(|| missing(&key(name)));

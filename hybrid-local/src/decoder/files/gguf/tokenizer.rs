@@ -180,3 +180,87 @@ fn texts<'a>(metadata: &Metadata<'a>, key: &'static str) -> Result<Vec<&'a str>>
 fn senseless(key: &'static str) -> Error {
     Error::corrupt(OPERATION, "the value makes no sense").with("key", key)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::gguf_file::{Content, VersionedMagic};
+
+    use super::*;
+
+    /// A vocabulary as SentencePiece makes it: marks, bytes, and pieces, the better the earlier.
+    fn vocabulary_of_pieces() -> (Vec<String>, Vec<f32>) {
+        let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).into();
+        tokens.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
+        let text: Vec<char> = "▁ten▁rolls▁there▁other▁ötöt".chars().collect();
+        for length in [2, 4, 3, 1] {
+            for piece in text.windows(length).map(|piece| piece.iter().collect::<String>()) {
+                if !tokens.contains(&piece) {
+                    tokens.push(piece);
+                }
+            }
+        }
+        let scores = (0..tokens.len()).map(|id| if id < 259 { 0.0 } else { -(id as f32) }).collect();
+        (tokens, scores)
+    }
+
+    fn content(tokens: &[String], scores: &[f32]) -> Content {
+        let text = |text: &str| Value::String(text.to_owned());
+        let kind = |id: usize| {
+            if id == 0 {
+                2
+            } else if id < 3 {
+                3
+            } else if id < 259 {
+                6
+            } else {
+                1
+            }
+        };
+        let metadata = [
+            ("model", text("llama")),
+            ("tokens", Value::Array(tokens.iter().map(|token| text(token)).collect())),
+            ("scores", Value::Array(scores.iter().map(|score| Value::F32(*score)).collect())),
+            ("token_type", Value::Array((0..tokens.len()).map(|id| Value::I32(kind(id))).collect())),
+            ("unknown_token_id", Value::U32(0)),
+            ("bos_token_id", Value::U32(1)),
+        ];
+        let metadata = metadata.map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).into();
+        Content { magic: VersionedMagic::GgufV3, metadata, tensor_infos: HashMap::new(), tensor_data_offset: 0 }
+    }
+
+    /// SentencePiece's own way: of all neighbours whose join is a piece the best are joined, until there are none.
+    fn pieces(text: &str, tokens: &[String], scores: &[f32]) -> Vec<u32> {
+        let id = |piece: &str| tokens.iter().position(|token| token == piece);
+        let mut parts: Vec<String> = format!("▁{}", text.replace(' ', "▁")).chars().map(String::from).collect();
+        while let Some((_, at)) = (1..parts.len())
+            .filter_map(|at| Some((scores[id(&format!("{}{}", parts[at - 1], parts[at]))?], at)))
+            .max_by(|one, other| one.0.total_cmp(&other.0).then(other.1.cmp(&one.1)))
+        {
+            let next = parts.remove(at);
+            parts[at - 1].push_str(&next);
+        }
+        let bytes = |part: &str| part.bytes().map(|byte| u32::from(byte) + 3).collect();
+        parts.iter().flat_map(|part| id(part).map_or_else(|| bytes(part), |id| vec![id as u32])).collect()
+    }
+
+    #[test]
+    fn sentence_pieces_are_joined_as_sentence_piece_joins_them() {
+        let (tokens, scores) = vocabulary_of_pieces();
+        let content = content(&tokens, &scores);
+        let tokenizer = read(&Metadata(&content)).unwrap();
+        for text in ["ten rolls", "there  other", "töt, 漢🥐", "x", " ten", "otherthererollsten ten"] {
+            let encoding = tokenizer.encode(text, false).unwrap();
+            assert_eq!(encoding.get_ids(), pieces(text, &tokens, &scores), "{text:?}");
+            assert_eq!(tokenizer.decode(encoding.get_ids(), true).unwrap(), text);
+        }
+        assert_eq!(tokenizer.encode("<s>", false).unwrap().get_ids(), [1]);
+        assert_eq!(special_tokens(&Metadata(&content)).unwrap()["bos_token"], "<s>");
+    }
+
+    #[test]
+    fn scores_have_to_be_as_many_as_tokens() {
+        let (tokens, scores) = vocabulary_of_pieces();
+        let error = read(&Metadata(&content(&tokens, &scores[1..]))).unwrap_err();
+        assert_eq!(error.context("key"), Some("tokenizer.ggml.scores"), "{error}");
+    }
+}

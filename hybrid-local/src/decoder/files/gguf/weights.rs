@@ -48,9 +48,14 @@ impl Blocks {
 
 impl Weights for Blocks {
     fn bytes(&self, name: &str) -> u64 {
-        let bytes = |info: &TensorInfo| match plain(info.ggml_dtype) {
-            Some(_) => elements(info).map(|elements| 4 * elements as u64),
-            None => bytes_of(info).map(|bytes| bytes as u64),
+        let bytes = |info: &TensorInfo| {
+            let (elements, own) = (elements(info)? as u64, bytes_of(info)? as u64);
+            // On processors the tensor library keeps a copy of most blocks in the order of its kernels, of some with more room for a number.
+            Some(match info.ggml_dtype {
+                kind if plain(kind).is_some() => 4 * elements,
+                GgmlDType::Q5K | GgmlDType::Q6K => own + elements + elements / 8,
+                _ => 2 * own,
+            })
         };
         self.info(name).and_then(bytes).unwrap_or_default()
     }
