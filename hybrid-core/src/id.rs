@@ -293,6 +293,11 @@ uuid_id!(
     JudgmentId,
     "judgment id"
 );
+uuid_id!(
+    /// The id of a customer's file. Of one made by [`SystemIds`](crate::SystemIds) nobody guesses the 74 random bits.
+    FileId,
+    "file id"
+);
 
 /// The id of one customer request, carried through logs, jobs and results.
 ///

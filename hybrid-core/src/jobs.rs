@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use async_trait::async_trait;
 use serde_json::Value;
 
-use crate::{ErrorKind, JobId, JobKind, RequestId, Result, TenantId, Timestamp};
+use crate::{ErrorKind, FileId, JobId, JobKind, RequestId, Result, TenantId, Timestamp};
 
 /// Where jobs are ordered and their results collected: the port between a storefront and whatever carries work to the kitchen.
 ///
@@ -34,6 +34,8 @@ pub struct JobOrder {
     pub kind: JobKind,
     /// What the handler of that kind is given.
     pub payload: Value,
+    /// The [file](crate::Files) of the tenant that it is about.
+    pub input: Option<FileId>,
     /// Makes a repeated order the same job.
     pub key: Option<RequestId>,
     /// The customer request that led to it.

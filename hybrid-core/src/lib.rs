@@ -12,6 +12,8 @@
 //! | [`RecordStore`] | a tenant's live records: conditions, an end, export and erasure | [`memory::MemoryRecordStore`] |
 //! | [`Outbox`], [`JudgmentSink`], [`Jobs`], [`Clock`], [`IdSource`], [`Signer`], [`ModelLoader`], [`Progress`] | the smaller ones | |
 //!
+//! [`Files`] keeps customers' files over any [`ArtifactStore`], for both halves.
+//!
 //! This crate knows no cloud provider, no tensor library, no database, no file system and no runtime.
 //!
 //! # Features
@@ -22,6 +24,7 @@
 mod context;
 mod document;
 mod error;
+mod file;
 mod id;
 pub mod inference;
 mod jobs;
@@ -48,8 +51,9 @@ pub mod conformance;
 pub use context::{CallContext, Cancellation, DataPolicy, Locality};
 pub use document::Document;
 pub use error::{Error, ErrorKind, Result};
+pub use file::{FILE_PART_BYTES, FilePage, FilePart, FileQuery, FileUpload, Files, NewFile, StoredFile};
 pub use id::{
-    ChannelName, CollectionName, DatasetName, Digest, Hasher, JobId, JobKind, JudgmentId, ModelName, RequestId,
+    ChannelName, CollectionName, DatasetName, Digest, FileId, Hasher, JobId, JobKind, JudgmentId, ModelName, RequestId,
     TenantId, WriterId,
 };
 pub use inference::{

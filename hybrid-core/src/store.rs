@@ -29,7 +29,7 @@ pub const MAX_OBJECT_BYTES: usize = 16 * 1024 * 1024;
 /// - `read`, `head` of a key that does not exist answer [`NotFound`](crate::ErrorKind::NotFound).
 /// - `list` yields each object whose key starts with the prefix, once, in byte order of the keys, strictly after
 ///   [`ListOptions::start_after`]. Objects created or deleted meanwhile may or may not be seen; every other one is.
-/// - [`delete`](Self::delete) of a key that does not exist is `Ok`. Only garbage collection deletes; a deleted key is never created again.
+/// - [`delete`](Self::delete) of a key that does not exist is `Ok`. Only garbage collection and the erasure of customers' data delete; a deleted key is never created again.
 /// - No key in use is a path prefix of another (`a` beside `a/b`): a folder cannot hold both.
 ///
 /// # Cancel safety
@@ -44,7 +44,7 @@ pub trait ArtifactStore: fmt::Debug + Send + Sync + 'static {
     async fn head(&self, key: &Key) -> Result<ObjectMeta>;
     /// Lists the objects whose keys start with `prefix`, which is plain text: `a/b` matches `a/bc`, the empty prefix everything.
     fn list(&self, prefix: &str, options: ListOptions) -> BoxStream<'static, Result<ObjectMeta>>;
-    /// Deletes an object: for garbage collection only.
+    /// Deletes an object: for garbage collection and erasure only.
     async fn delete(&self, key: &Key) -> Result<()>;
 }
 

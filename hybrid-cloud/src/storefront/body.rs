@@ -82,14 +82,29 @@ impl FromRequest<Arc<Front>> for Upload {
 
     async fn from_request(request: Request, front: &Arc<Front>) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        let media_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let boundary = multer::parse_boundary(media_type.unwrap_or_default()).map_err(|_| {
-            let message = "the content-type must be multipart/form-data with a boundary";
-            ApiError::media_type("unsupported_media_type", message)
-        })?;
-        check_coding(&parts.headers)?;
+        let boundary = boundary(&parts.headers)?;
         let bytes = read_in_time(&parts, body, front, front.limits().upload_bytes).await?.into();
         Ok(Self { boundary, bytes })
+    }
+}
+
+/// What lies between the fields of a form with these headers.
+pub(super) fn boundary(headers: &HeaderMap) -> Result<String, ApiError> {
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let boundary = multer::parse_boundary(media_type.unwrap_or_default()).map_err(|_| {
+        let message = "the content-type must be multipart/form-data with a boundary";
+        ApiError::media_type("unsupported_media_type", message)
+    })?;
+    check_coding(headers)?;
+    Ok(boundary)
+}
+
+/// Refuses a body that is larger than `limit` as it says itself, after its sender had time to hear it.
+pub(super) async fn refuse_announced(parts: &Parts, body: Body, front: &Front, limit: u64) -> ApiError {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    match read_in_time(parts, body, front, limit).await {
+        Ok(_) => ApiError::body_too_large(limit as u64, None),
+        Err(refused) => refused,
     }
 }
 
@@ -129,7 +144,7 @@ async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Vec<u8>, 
     let too_large = announced.filter(|&bytes| u64::try_from(limit).is_ok_and(|limit| bytes > limit));
     // A client that asks before it sends is told at once, and sends nothing.
     if too_large.is_some() && headers.contains_key(header::EXPECT) {
-        return Err(ApiError::body_too_large(limit, too_large));
+        return Err(ApiError::body_too_large(limit as u64, too_large));
     }
     let mut chunks = body.into_data_stream();
     let mut bytes = Vec::new();
@@ -152,5 +167,5 @@ async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Vec<u8>, 
             break;
         }
     }
-    if over { Err(ApiError::body_too_large(limit, too_large)) } else { Ok(bytes) }
+    if over { Err(ApiError::body_too_large(limit as u64, too_large)) } else { Ok(bytes) }
 }

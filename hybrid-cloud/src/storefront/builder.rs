@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use hybrid_core::{
-    Clock, DataPolicy, DatasetName, Error, IdSource, InferenceBackend, JobKind, Jobs, JudgmentSink, Result,
+    Clock, DataPolicy, DatasetName, Error, Files, IdSource, InferenceBackend, JobKind, Jobs, JudgmentSink, Result,
     SystemClock, SystemIds, TenantId,
     task::{Chat, Classify, Embed, GenerateImage, Transcribe},
 };
@@ -34,6 +34,7 @@ pub struct StorefrontBuilder {
     labels: Option<BTreeSet<String>>,
     judgments: Option<(Arc<dyn JudgmentSink>, DatasetName)>,
     jobs: Option<(Arc<dyn Jobs>, BTreeSet<JobKind>)>,
+    files: Option<Files>,
     checks: Vec<Check>,
 }
 
@@ -44,13 +45,17 @@ pub struct StorefrontLimits {
     pub body_bytes: usize,
     /// The form of one upload, in bytes: a recording with what is said about it. 26 MiB by default.
     pub upload_bytes: usize,
+    /// One file of `/v1/files`, in bytes. It is streamed: about 4 MiB of it are in memory. 512 MiB by default.
+    pub file_bytes: u64,
+    /// Files of one tenant; a few more where several are uploaded at once. 10000 by default.
+    pub files: usize,
     /// Texts, judgments or images in one request. 256 by default.
     pub inputs: usize,
-    /// From the end of a request's head to the beginning of its answer, the body's arrival included. 30 s by default.
+    /// From the end of a request's head to the beginning of its answer, the body's arrival included, but for files. 30 s by default.
     pub request_timeout: Duration,
-    /// For a streamed answer, from its request's beginning to its end. 10 min by default.
+    /// For a streamed answer or a file, from its request's beginning to its end. 10 min by default.
     pub stream_timeout: Duration,
-    /// For a streamed answer to go on, and for its client to read on. 30 s by default.
+    /// For a streamed answer or a file to go on, and for its client to read on. 30 s by default.
     pub stream_stall: Duration,
     /// The head of one request, in bytes, at least 8192. 64 KiB by default. Kept by [`Storefront::serve`].
     pub head_bytes: usize,
@@ -58,7 +63,7 @@ pub struct StorefrontLimits {
     /// Kept by [`Storefront::serve`].
     pub header_read_timeout: Duration,
     /// Requests at work at one time; more are answered 503 at once. A request counts from when its body has arrived, so slow senders hold no
-    /// place. 256 by default.
+    /// place, but those of files do. 256 by default.
     pub requests: usize,
     /// Connections at one time; more wait in the listener's backlog. With [`body_bytes`](Self::body_bytes) it bounds the memory that senders can
     /// fill. 1024 by default. Kept by [`Storefront::serve`].
@@ -70,6 +75,8 @@ impl Default for StorefrontLimits {
         Self {
             body_bytes: 1024 * 1024,
             upload_bytes: 26 * 1024 * 1024,
+            file_bytes: 512 * 1024 * 1024,
+            files: 10_000,
             inputs: 256,
             request_timeout: Duration::from_secs(30),
             stream_timeout: Duration::from_secs(600),
@@ -142,6 +149,13 @@ impl StorefrontBuilder {
     #[must_use]
     pub fn jobs(mut self, jobs: Arc<dyn Jobs>, kinds: impl IntoIterator<Item = JobKind>) -> Self {
         self.jobs = Some((jobs, kinds.into_iter().collect()));
+        self
+    }
+
+    /// Keeps customers' files at `/v1/files`, and lets [jobs](Self::jobs) name them. Somebody has to [sweep](Files::sweep) what expires.
+    #[must_use]
+    pub fn files(mut self, files: Files) -> Self {
+        self.files = Some(files);
         self
     }
 
@@ -240,13 +254,14 @@ impl StorefrontBuilder {
             labels,
             judgments,
             jobs,
+            files,
             checks,
         } = self;
         check_models(&models)?;
-        if models.is_empty() && judgments.is_none() && jobs.is_none() {
+        if models.is_empty() && judgments.is_none() && jobs.is_none() && files.is_none() {
             return Err(Error::invalid(
                 BUILD,
-                "there is nothing to offer; give a model, or a place for judgments or jobs",
+                "there is nothing to offer; give a model, or a place for judgments, jobs or files",
             ));
         }
         if labels.as_ref().is_some_and(|labels| labels.is_empty() || labels.iter().any(|label| label.trim().is_empty()))
@@ -277,6 +292,7 @@ impl StorefrontBuilder {
             labels,
             judgments,
             jobs,
+            files,
             checks,
         };
         Ok(Storefront { front: Arc::new(Front::new(ports)) })
@@ -310,6 +326,8 @@ fn check_limits(limits: &StorefrontLimits) -> Result<()> {
     let StorefrontLimits {
         body_bytes,
         upload_bytes,
+        file_bytes,
+        files,
         inputs,
         request_timeout,
         stream_timeout,
@@ -325,6 +343,8 @@ fn check_limits(limits: &StorefrontLimits) -> Result<()> {
     let zero = [
         ("body_bytes", *body_bytes == 0),
         ("upload_bytes", *upload_bytes == 0),
+        ("file_bytes", *file_bytes == 0),
+        ("files", *files == 0),
         ("inputs", *inputs == 0),
         ("request_timeout", request_timeout.is_zero()),
         ("stream_timeout", stream_timeout.is_zero()),

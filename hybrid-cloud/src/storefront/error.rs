@@ -140,6 +140,18 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, INVALID, "job_not_found", message)
     }
 
+    /// The same for a file that does not exist, one that is gone, and another's.
+    pub(super) fn unknown_file(id: &str) -> Self {
+        let message = format!("there is no file {:?}", shorten(id.to_owned(), 64));
+        Self::new(StatusCode::NOT_FOUND, INVALID, "file_not_found", message)
+    }
+
+    /// A tenant has as many files as it may have.
+    pub(super) fn too_many_files(limit: usize) -> Self {
+        let message = format!("over the limit of {limit} files; delete some");
+        Self { close: true, ..Self::invalid("too_many_files", message) }
+    }
+
     pub(super) fn unknown_kind(kind: &str, kinds: &BTreeSet<JobKind>) -> Self {
         let known: Vec<_> = kinds.iter().map(JobKind::as_str).collect();
         let kind = shorten(kind.to_owned(), 64);
@@ -151,7 +163,7 @@ impl ApiError {
         Self { close: true, ..Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, code, message) }
     }
 
-    pub(super) fn body_too_large(limit: usize, announced: Option<u64>) -> Self {
+    pub(super) fn body_too_large(limit: u64, announced: Option<u64>) -> Self {
         let found = announced.map_or_else(|| "more".to_owned(), |bytes| bytes.to_string());
         let message = format!("the body may have {limit} bytes and has {found}; send less at once");
         Self { close: true, ..Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "body_too_large", message) }

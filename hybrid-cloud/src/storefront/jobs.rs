@@ -5,7 +5,7 @@ use axum::{
     extract::{Path, rejection::PathRejection},
     http::StatusCode,
 };
-use hybrid_core::{ErrorKind, JobEnd, JobFailure, JobId, JobKind, JobStatus, RequestId};
+use hybrid_core::{ErrorKind, FileId, JobEnd, JobFailure, JobId, JobKind, JobStatus, RequestId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -14,6 +14,7 @@ use super::{
     error::{ApiError, shorten},
     front::Admitted,
 };
+use crate::wire::file::id_in;
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -22,6 +23,8 @@ pub(super) struct Body {
     kind: String,
     #[serde(default)]
     payload: Value,
+    /// The id of a file that it is about.
+    input_file_id: Option<String>,
     #[schemars(with = "Option<String>")]
     idempotency_key: Option<RequestId>,
 }
@@ -54,9 +57,13 @@ struct Failure {
 }
 
 pub(super) async fn submit(admitted: Admitted, json: JsonText) -> Result<(StatusCode, Json<Answer>), ApiError> {
-    let Body { kind, payload, idempotency_key } = json.parse()?;
+    let Body { kind, payload, input_file_id, idempotency_key } = json.parse()?;
     let kind = admitted.job_kind(&kind)?;
-    let id = admitted.submit_job(kind.clone(), payload, idempotency_key).await?;
+    let input = match &input_file_id {
+        Some(id) => Some(file(&admitted, id).await?),
+        None => None,
+    };
+    let id = admitted.submit_job(kind.clone(), payload, input, idempotency_key).await?;
     let answer = Answer {
         object: "job",
         id,
@@ -68,6 +75,13 @@ pub(super) async fn submit(admitted: Admitted, json: JsonText) -> Result<(Status
         error: None,
     };
     Ok((StatusCode::ACCEPTED, Json(answer)))
+}
+
+/// The caller's own file of that id: an order for one that is not there would fail late.
+async fn file(admitted: &Admitted, id: &str) -> Result<FileId, ApiError> {
+    let unknown = || ApiError::unknown_file(id).param("input_file_id");
+    let parsed = id_in(id).ok_or_else(unknown)?;
+    admitted.file(parsed).await?.map(|file| file.id).ok_or_else(unknown)
 }
 
 pub(super) async fn status(

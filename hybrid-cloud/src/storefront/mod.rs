@@ -28,8 +28,11 @@
 //! | `POST /v1/classify` | `{"model"?, "input": "text" or ["text", …], "top_k"?}` | 200 `{"object": "classification.list", "model", "version", "manifest", "results": [{"label", "confidence", "scores": [{"label", "score"}]}], "usage"?, "notes"?}` |
 //! | `POST /v1/judgments` | `{"input": "text" or {"text"}, "label", "model"?, "version"?, "manifest"?, "answer"?, "request_id"?, "by"?, "tags"?, "idempotency_key"?}` | 201 `{"object": "judgment", "id"}` once durable |
 //! | `POST /v1/judgments` | `{"judgments": [as above, …]}` | 201 `{"object": "list", "data": [{"object": "judgment", "id"}, …]}` |
-//! | `POST /v1/jobs` | `{"kind", "payload"?, "idempotency_key"?}` | 202 `{"object": "job", "id", "kind", "status": "queued"}` once durable |
+//! | `POST /v1/jobs` | `{"kind", "payload"?, "input_file_id"?, "idempotency_key"?}` | 202 `{"object": "job", "id", "kind", "status": "queued"}` once durable |
 //! | `GET /v1/jobs/{id}` | | `{"object": "job", "id", "kind", "status": "queued", "succeeded" or "failed", "created_at", "finished_at"?, "output"?, "error"?: {"code", "message"}}` |
+//! | `POST /v1/files` | the OpenAI API's form: `file`, `purpose`, `expires_after`? | its file, once durable |
+//! | `GET /v1/files` | `after`?, `limit`?, `order`?, `purpose`? in the query | its list, the newest first |
+//! | `GET`, `DELETE /v1/files/{id}`, `GET /v1/files/{id}/content` | | its file, that it is gone, its bytes |
 //! | `GET /v1/models`, `GET /v1/models/{id}` | | `{"id", "object": "model", "created", "owned_by", "task", "version", "manifest", "locality"}`, alone or in a list |
 //! | `GET /openapi.json` | | an OpenAPI 3.1 document of these routes, as far as they are offered |
 //! | `GET /healthz` | | 200 while the process is alive |
@@ -78,6 +81,12 @@
 //! one key with two contents is two events. In a list each judgment is checked before any is recorded; if recording fails part of the way, the
 //! error says so, and the whole list may be sent again.
 //!
+//! # Files
+//! [`Files`](hybrid_core::Files) are a tenant's own. An upload is streamed into the bucket, as is a download out of it, within
+//! [`stream_timeout`](StorefrontLimits::stream_timeout) and [`stream_stall`](StorefrontLimits::stream_stall); each counts among the tenant's streams and the
+//! requests at work. A file is there once it is whole; what breaks off leaves nothing. A download that fails on its way ends before its announced length.
+//! `DELETE` removes the bytes before it answers. A job names its file as `input_file_id`, and the kitchen reads it from the bucket.
+//!
 //! # Every request
 //! - Has an `x-request-id`: the client's if it sent one that is a valid [`RequestId`](hybrid_core::RequestId), else a fresh one. Every answer carries it.
 //! - Runs under a [`CallContext`](hybrid_core::CallContext) with tenant, data policy, deadline, the client's W3C `traceparent`, and a cancellation that
@@ -92,12 +101,12 @@
 //!
 //! | status | `type` | `code` | when |
 //! |---|---|---|---|
-//! | 400 | `invalid_request_error` | `invalid_utf8`, `invalid_json`, `invalid_body`, `invalid_request`, `unsupported`, `unknown_label`, `unknown_kind` | the request can never succeed as it is; [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) and [`Unsupported`](hybrid_core::ErrorKind::Unsupported) of a backend |
+//! | 400 | `invalid_request_error` | `invalid_utf8`, `invalid_json`, `invalid_body`, `invalid_request`, `unsupported`, `unknown_label`, `unknown_kind`, `too_many_files` | the request can never succeed as it is; [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) and [`Unsupported`](hybrid_core::ErrorKind::Unsupported) of a backend |
 //! | 400 | `invalid_request_error` | `credentials_in_url` | the query names a key or a token |
 //! | 401 | `authentication_error` | `missing_credentials`, `invalid_api_key` | there is no token, or it does not hold |
 //! | 403 | `permission_error` | `missing_scope` | the principal lacks the route's [`Scope`] |
 //! | 403 | `permission_error` | `policy_denied` | [`PolicyDenied`](hybrid_core::ErrorKind::PolicyDenied) |
-//! | 404 | `invalid_request_error` | `not_found`, `model_not_found`, `job_not_found` | no such route, model or job |
+//! | 404 | `invalid_request_error` | `not_found`, `model_not_found`, `job_not_found`, `file_not_found` | no such route, model, job or file |
 //! | 405 | `invalid_request_error` | `method_not_allowed` | the route has other methods; `allow` lists them |
 //! | 400 | `invalid_request_error` | `invalid_form` | an upload that is no form, or breaks off |
 //! | 408 | `timeout_error` | `body_timeout` | the body did not arrive within the request's time |
@@ -127,6 +136,7 @@ mod classify;
 mod edge;
 mod embeddings;
 mod error;
+mod files;
 mod front;
 mod health;
 mod identity;

@@ -17,6 +17,7 @@ use crate::wire::{
     chat::{Chunk, Completion, CompletionRequest},
     embed::{EmbeddingList, EmbeddingRequest},
     error::ErrorBody,
+    file::{Deleted, FileForm, FileList, FileObject},
     image::{ImageList, ImageRequest},
     responses::{ResponseObject, ResponseRequest},
     transcribe::{Transcription, TranscriptionForm},
@@ -109,13 +110,28 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Value {
             with_status(posts::<jobs::Body, jobs::Answer>(schemas, "Orders work of the kitchen."), "202")
         }
         (&Method::GET, "/v1/jobs/{id}") => answers::<jobs::Answer>(schemas, "Tells how a job stands."),
+        (&Method::POST, "/v1/files") => sends_form::<FileForm>(
+            schemas,
+            answers::<FileObject>,
+            "Keeps a file; one that is sent with `expires_after` for so long.",
+        ),
+        (&Method::GET, "/v1/files") => listing(schemas),
+        (&Method::GET, "/v1/files/{id}") => answers::<FileObject>(schemas, "Tells about a file."),
+        (&Method::DELETE, "/v1/files/{id}") => {
+            answers::<Deleted>(schemas, "Removes a file and all that it is made of.")
+        }
+        (&Method::GET, "/v1/files/{id}/content") => {
+            let mut operation = answers::<Value>(schemas, "Sends a file as it was uploaded.");
+            operation["responses"]["200"]["content"] = json!({ "application/octet-stream": {} });
+            operation
+        }
         (&Method::GET, "/v1/models") => answers::<models::List>(schemas, "Lists the models."),
         (&Method::GET, "/v1/models/{*id}") => answers::<models::Entry>(schemas, "Tells about a model."),
         (&Method::GET, "/healthz") => answers::<Value>(schemas, "Says that the process is alive."),
         (&Method::GET, "/readyz") => answers::<Value>(schemas, "Says whether requests should come here."),
         (&Method::GET, "/openapi.json") => answers::<Value>(schemas, "This document."),
         // What is served is in the document, described or not.
-        (&Method::GET, path) => answers::<Value>(schemas, path),
+        (&Method::GET | &Method::DELETE, path) => answers::<Value>(schemas, path),
         (_, path) => posts::<Value, Value>(schemas, path),
     }
 }
@@ -146,12 +162,33 @@ fn posts<Q: JsonSchema, A: JsonSchema>(schemas: &mut SchemaGenerator, summary: &
 }
 
 fn uploads(schemas: &mut SchemaGenerator, summary: &str) -> Value {
-    let mut operation = answers::<Transcription>(schemas, summary);
-    let schema = schemas.subschema_for::<TranscriptionForm>();
-    operation["requestBody"] = json!({ "required": true, "content": { "multipart/form-data": { "schema": schema } } });
+    let mut operation = sends_form::<TranscriptionForm>(schemas, answers::<Transcription>, summary);
     for media_type in ["text/plain", "application/x-subrip", "text/vtt"] {
         operation["responses"]["200"]["content"][media_type] = json!({ "schema": { "type": "string" } });
     }
+    operation
+}
+
+/// The list of files, with what may be asked of it.
+fn listing(schemas: &mut SchemaGenerator) -> Value {
+    let mut operation = answers::<FileList>(schemas, "Lists files, the newest first.");
+    let number = json!({ "type": "integer", "minimum": 1, "maximum": 10_000 });
+    let (text, order) = (json!({ "type": "string" }), json!({ "enum": ["asc", "desc"] }));
+    let asked = [("after", &text), ("limit", &number), ("order", &order), ("purpose", &text)];
+    operation["parameters"] =
+        asked.map(|(name, schema)| json!({ "name": name, "in": "query", "schema": schema })).into();
+    operation
+}
+
+/// What takes a form of the shape `Q`.
+fn sends_form<Q: JsonSchema>(
+    schemas: &mut SchemaGenerator,
+    answers: fn(&mut SchemaGenerator, &str) -> Value,
+    summary: &str,
+) -> Value {
+    let mut operation = answers(schemas, summary);
+    let schema = schemas.subschema_for::<Q>();
+    operation["requestBody"] = json!({ "required": true, "content": { "multipart/form-data": { "schema": schema } } });
     operation
 }
 

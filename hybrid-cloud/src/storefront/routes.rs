@@ -6,13 +6,13 @@ use axum::{
     Router,
     handler::Handler,
     http::Method,
-    routing::{MethodRouter, get, post},
+    routing::{MethodRouter, delete, get, post},
 };
 
 use hybrid_core::task::{Chat, Classify, Embed, GenerateImage, Transcribe};
 
 use super::{
-    chat, classify, embeddings, front::Front, health, identity::Scope, images, jobs, judgments, models, openapi,
+    chat, classify, embeddings, files, front::Front, health, identity::Scope, images, jobs, judgments, models, openapi,
     responses, transcriptions,
 };
 
@@ -20,7 +20,7 @@ use super::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Route {
-    /// `GET` or `POST`.
+    /// `GET`, `POST` or `DELETE`.
     pub method: Method,
     /// The pattern, such as `/v1/models/{*id}`.
     pub path: &'static str,
@@ -60,6 +60,14 @@ pub(super) fn table(front: &Front) -> Vec<(Route, MethodRouter<Arc<Front>>)> {
     if front.takes_jobs() {
         table.push(write("/v1/jobs", Scope::Jobs, jobs::submit));
         table.push(read("/v1/jobs/{id}", Scope::Jobs, jobs::status));
+    }
+    if front.keeps_files() {
+        table.push(write("/v1/files", Scope::Files, files::upload));
+        table.push(read("/v1/files", Scope::Files, files::list));
+        table.push(read("/v1/files/{id}", Scope::Files, files::get));
+        let route = Route { method: Method::DELETE, path: "/v1/files/{id}", scope: Some(Scope::Files) };
+        table.push((route, delete(files::delete)));
+        table.push(read("/v1/files/{id}/content", Scope::Files, files::content));
     }
     table
 }

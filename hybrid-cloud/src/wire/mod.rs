@@ -16,6 +16,8 @@ pub(crate) mod media;
 pub(crate) mod transcribe;
 
 #[cfg(feature = "storefront")]
+pub(crate) mod file;
+#[cfg(feature = "storefront")]
 pub(crate) mod image;
 #[cfg(feature = "storefront")]
 pub(crate) mod responses;

@@ -1,11 +1,12 @@
 //! Jobs and their results: what the storefront puts on the queue and what the kitchen leaves in the bucket.
 
 mod queued;
+mod waiting;
 
 use std::time::Duration;
 
 use hybrid_core::{
-    ArtifactStore, ArtifactStoreExt, Clock, Document, Error, ErrorKind, IdSource, JobId, JobKind, JobQueue,
+    ArtifactStore, ArtifactStoreExt, Clock, Document, Error, ErrorKind, FileId, IdSource, JobId, JobKind, JobQueue,
     JobQueueExt, Key, MessageId, NewMessage, RequestId, Result, TenantId, Timestamp,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -26,6 +27,9 @@ pub struct Job {
     pub tenant: TenantId,
     /// What the handler is given.
     pub payload: Value,
+    /// The tenant's [file](hybrid_core::Files) that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<FileId>,
     /// The customer request that led to the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestId>,
@@ -45,7 +49,7 @@ impl Document for Job {
 }
 
 impl Job {
-    /// A job with a fresh id and no request, trace or role.
+    /// A job with a fresh id and no file, request, trace or role.
     ///
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput) if the payload cannot be written as JSON.
@@ -60,7 +64,7 @@ impl Job {
             Error::invalid("make job", "the payload cannot be written as JSON").with("kind", &kind).with_source(error)
         })?;
         let (id, submitted) = (JobId::next(ids), clock.now());
-        Ok(Self { id, kind, tenant, payload, request: None, trace: None, submitted, role: None })
+        Ok(Self { id, kind, tenant, payload, input: None, request: None, trace: None, submitted, role: None })
     }
 
     /// The message body.
@@ -72,6 +76,12 @@ impl Job {
             .map_err(|error| Error::internal("encode job", "the JSON is not UTF-8").with_source(error))?;
         // JSON may hold these two as they are, a queue may not carry them; outside of strings JSON has neither.
         Ok(json.replace('\u{FFFE}', "\\ufffe").replace('\u{FFFF}', "\\uffff"))
+    }
+
+    /// The message that carries it; the tenant is its group, so that fair queues take turns.
+    fn to_message(&self) -> Result<NewMessage> {
+        let group = Some(self.tenant.to_string());
+        Ok(NewMessage { body: self.to_body()?, group, delay: Duration::ZERO, trace: self.trace.clone() })
     }
 }
 
@@ -194,13 +204,7 @@ pub async fn submit(queue: &dyn JobQueue, store: &dyn ArtifactStore, job: &Job) 
     if store.exists(&result_key(&job.tenant, job.id)?).await? {
         return Ok(Submission::Done);
     }
-    let message = NewMessage {
-        body: job.to_body()?,
-        group: Some(job.tenant.to_string()),
-        delay: Duration::ZERO,
-        trace: job.trace.clone(),
-    };
-    let id = queue.send_one(message).await.map_err(|error| error.with("job", job.id))?;
+    let id = queue.send_one(job.to_message()?).await.map_err(|error| error.with("job", job.id))?;
     Ok(Submission::Sent(id))
 }
 

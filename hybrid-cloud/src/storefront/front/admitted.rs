@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::{extract::FromRequestParts, http::request::Parts};
 use futures_util::future::join_all;
 use hybrid_core::{
-    BoxStream, DatasetName, Error, Event, InferenceBackend, JobId, JobKind, JobOrder, JobStatus, Judgment, Monotonic,
-    Reply, RequestId, Result, Timestamp,
+    BoxStream, DatasetName, Error, Event, FileId, InferenceBackend, JobId, JobKind, JobOrder, JobStatus, Judgment,
+    Monotonic, Reply, RequestId, Result, Timestamp,
 };
 use serde_json::Value;
 
@@ -190,13 +190,14 @@ impl Admitted {
         &self,
         kind: JobKind,
         payload: Value,
+        input: Option<FileId>,
         key: Option<RequestId>,
     ) -> Result<JobId, ApiError> {
         let (jobs, _) = self.front.ports.jobs.as_ref().ok_or_else(ApiError::not_found)?;
-        let asked = self.front.keeps_content().then(|| kept(&(&kind, &payload))).flatten();
+        let asked = self.front.keeps_content().then(|| kept(&(&kind, &payload, input))).flatten();
         let mut call = Call::begin(self, Purpose::without_model("jobs", asked)).await?;
         let (request, trace) = (Some(call.cx.request.clone()), call.cx.trace.clone());
-        let order = JobOrder { tenant: self.principal.tenant.clone(), kind, payload, key, request, trace };
+        let order = JobOrder { tenant: self.principal.tenant.clone(), kind, payload, input, key, request, trace };
         let submitted = call.cx.run("submit job", jobs.submit(order)).await;
         match &submitted {
             Ok(_) => call.done(None, None).await?,

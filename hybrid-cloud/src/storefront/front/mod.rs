@@ -11,18 +11,21 @@ use std::{
 
 use axum::http::HeaderMap;
 use hybrid_core::{
-    Cancellation, Clock, DataPolicy, DatasetName, IdSource, JobKind, Jobs, JudgmentSink, Result, TenantId, Timestamp,
+    Cancellation, Clock, DataPolicy, DatasetName, Files, IdSource, JobKind, Jobs, JudgmentSink, Result, TenantId,
+    Timestamp,
 };
 use tokio::sync::Semaphore;
 
 mod admitted;
 mod call;
+mod files;
 mod identify;
 mod offer;
 #[cfg(test)]
 mod tests;
 
 pub(super) use admitted::Admitted;
+pub(super) use files::{Reading, Uploading};
 pub(super) use identify::{Identified, Refused};
 pub use offer::Offer;
 pub(super) use offer::{Model, Served};
@@ -62,6 +65,7 @@ pub(super) struct Ports {
     pub(super) labels: Option<BTreeSet<String>>,
     pub(super) judgments: Option<(Arc<dyn JudgmentSink>, DatasetName)>,
     pub(super) jobs: Option<(Arc<dyn Jobs>, BTreeSet<JobKind>)>,
+    pub(super) files: Option<Files>,
     pub(super) checks: Vec<Check>,
 }
 
@@ -112,6 +116,10 @@ impl Front {
 
     pub(super) fn takes_jobs(&self) -> bool {
         self.ports.jobs.is_some()
+    }
+
+    pub(super) fn keeps_files(&self) -> bool {
+        self.ports.files.is_some()
     }
 
     pub(super) fn drain(&self) {

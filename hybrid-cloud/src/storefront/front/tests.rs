@@ -116,6 +116,7 @@ fn shop(items: &[Item], on_failure: AuditFailure) -> Shop {
         labels: None,
         judgments: None,
         jobs: None,
+        files: None,
         checks: Vec::new(),
     };
     let deadline = clock.monotonic().plus(Duration::from_secs(30));

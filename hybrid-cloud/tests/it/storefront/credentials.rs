@@ -443,12 +443,33 @@ async fn keys_and_tokens_stand_side_by_side() {
     let options =
         JwtOptions { tenant: TenantFrom::Fixed(tenant("fixed")), ..JwtOptions::new("https://id.shop", "storefront") };
     let jwt = JwtAuthenticator::new(options, Source::of(set([issuer.jwk()])), clock(&time)).unwrap();
-    let builder = builder(&time).authenticator(Arc::new(keys)).authenticator(Arc::new(jwt));
-    let router = builder.classify("m", orders()).build().unwrap().router();
+    let open = builder(&time).authenticator(Arc::new(keys)).authenticator(Arc::new(jwt));
+    let router = open.classify("m", orders()).build().unwrap().router();
     for (token, owner) in
         [(shop.reveal().to_owned(), "bakery"), (issuer.sign(&with("scope", json!("models.read"))), "fixed")]
     {
         let answer = call(&router, from(&token, get("/v1/models"))).await;
         assert_eq!(answer.body["data"][0]["owned_by"], owner, "{answer:?}");
+    }
+
+    // What does not hold is refused over HTTP by its fault, and whatever it would have been allowed.
+    let expired = KeyRecord { expires: Some(time.now()), ..shop.record().clone() };
+    let keys = ApiKeys::open(Source::of(list([expired])), clock(&time)).await.unwrap();
+    let jwt = JwtAuthenticator::new(
+        JwtOptions::new("https://id.shop", "storefront"),
+        Source::of(set([issuer.jwk()])),
+        clock(&time),
+    );
+    let locked = builder(&time).authenticator(Arc::new(keys)).authenticator(Arc::new(jwt.unwrap()));
+    let router = locked.classify("m", orders()).build().unwrap().router();
+    let unsigned = crafted(&json!({ "alg": "none", "kid": "k1" }), |_| String::new());
+    let late = issuer.sign(&with("exp", json!(seconds(time.now()) - 60)));
+    for (token, said) in [
+        (shop.reveal(), "this API key has expired"),
+        (&unsigned, "the token's algorithm is not allowed"),
+        (&late, "the token has expired"),
+    ] {
+        let answer = call(&router, from(token, get("/v1/models"))).await;
+        assert_eq!((answer.status, answer.error("code"), answer.error("message")), (401, "invalid_api_key", said));
     }
 }

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use axum::{Router, body::Body, http::Request};
 use hybrid_cloud::storefront::{Authenticator, Offer, Principal, Route, Scope, Storefront};
 use hybrid_core::{
-    BackendProfile, BoxStream, CallContext, DataPolicy, Error, Event, InferenceBackend, JobKind, Reply, Result,
-    memory::ScriptedBackend,
+    BackendProfile, BoxStream, CallContext, DataPolicy, Error, Event, Files, InferenceBackend, JobKind, Reply, Result,
+    memory::{MemoryStore, ScriptedBackend},
     task::{Classify, ClassifyRequest},
 };
 use serde_json::{Value, json};
@@ -37,11 +37,15 @@ fn shop(sink: &Arc<Sink>) -> Storefront {
         .classify(Offer::new("of-b").only_for([tenant("b")]), orders())
         .judgments(sink.clone(), dataset())
         .jobs(Arc::new(Desk::default()), [JobKind::new("enrich").unwrap()])
+        .files(Files::new(Arc::new(MemoryStore::default()), Arc::new(noon())))
         .build()
         .unwrap()
 }
 
-/// A request that `route` answers with a success, about `model` wherever a model can be named. A route that is not here fails the tests that
+/// The id of a file that nobody has; `files.rs` asks for those that somebody has.
+const NO_FILE: &str = "file-01890000-0000-7000-8000-000000000000";
+
+/// A request that `route` answers with a success, but for a file that nobody has, about `model` wherever a model can be named. A route that is not here fails the tests that
 /// walk all of them.
 fn request(route: &Route, model: &str) -> Request<Body> {
     match (route.method.as_str(), route.path) {
@@ -66,13 +70,20 @@ fn request(route: &Route, model: &str) -> Request<Body> {
         }
         ("POST", "/v1/jobs") => post(route.path, json!({ "kind": "enrich" }).to_string()),
         ("GET", "/v1/jobs/{id}") => get(&format!("/v1/jobs/{}", Desk::ALWAYS)),
+        ("POST", "/v1/files") => super::media::form(route.path, &[("purpose", "batch")], Some(("a", b"two loaves"))),
+        ("GET", "/v1/files") => get(route.path),
+        (method, "/v1/files/{id}" | "/v1/files/{id}/content") => {
+            let path = route.path.replace("{id}", NO_FILE);
+            Request::builder().method(method).uri(path).body(Body::empty()).unwrap()
+        }
         (method, path) => panic!("{method} {path} is not proved to keep tenants apart: say here how to ask it"),
     }
 }
 
 /// Whether a request to the route can name a model.
 fn names_a_model(route: &Route) -> bool {
-    !matches!(route.path, "/healthz" | "/readyz" | "/v1/models" | "/v1/jobs" | "/v1/jobs/{id}" | "/openapi.json")
+    let nameless = ["/healthz", "/readyz", "/v1/models", "/openapi.json"];
+    !nameless.contains(&route.path) && !route.path.starts_with("/v1/jobs") && !route.path.starts_with("/v1/files")
 }
 
 /// The same offers of each of the tasks that speak the OpenAI API.

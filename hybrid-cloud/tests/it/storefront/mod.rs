@@ -5,6 +5,7 @@ mod classify;
 #[cfg(feature = "jwt")]
 mod credentials;
 mod edge;
+mod files;
 mod identity;
 mod jobs;
 mod judgments;

@@ -1,4 +1,5 @@
-"""Drives a storefront with the official client. Arguments: the open storefront's base URL, and that of one that asks for a key."""
+"""Drives a storefront with the official client. Arguments: the base URLs of an open storefront, of one that asks for a key,
+and of one that takes one request a minute."""
 
 import base64
 import io
@@ -9,7 +10,7 @@ import openai
 from openai import OpenAI
 from pydantic import BaseModel
 
-base_url, locked_url = sys.argv[1], sys.argv[2]
+base_url, locked_url, limited_url = sys.argv[1:4]
 client = OpenAI(base_url=base_url, api_key="any", max_retries=0, timeout=20)
 hi = [{"role": "user", "content": "hi"}]
 weigh = {
@@ -135,6 +136,27 @@ check([m.id for m in listed], ["loaf-1", "weigher", "structured", "busy", "away"
 check(client.models.retrieve("vectors").id, "vectors")
 
 
+# Files: up, listed page by page, down, named by a job, gone.
+lines = b'{"text":"two loaves"}\n' * 300_000
+uploads = [client.files.create(file=(f"{n}.jsonl", lines), purpose="batch") for n in range(3)]
+check((uploads[0].object, uploads[0].filename, uploads[0].bytes, uploads[0].purpose), ("file", "0.jsonl", len(lines), "batch"))
+check([f.id for f in client.files.list(limit=2)], [f.id for f in reversed(uploads)])
+check([f.id for f in client.files.list(order="asc", purpose="batch")], [f.id for f in uploads])
+check(client.files.list(purpose="vision").data, [])
+check(client.files.retrieve(uploads[1].id), uploads[1])
+check(client.files.content(uploads[1].id).read(), lines)
+with client.files.with_streaming_response.content(uploads[1].id) as download:
+    check(b"".join(download.iter_bytes()), lines)
+job = client.post("/jobs", body={"kind": "enrich", "input_file_id": uploads[1].id}, cast_to=object)
+check(job["status"], "queued")
+check(client.files.delete(uploads[1].id).deleted, True)
+check(len(client.files.list().data), 2)
+short = client.files.create(
+    file=("a", b"x"), purpose="user_data", expires_after={"anchor": "created_at", "seconds": 3600}
+)
+check(short.expires_at - short.created_at, 3600)
+
+
 # Every class of error that a storefront has.
 def ask(model, **more):
     return lambda: client.chat.completions.create(model=model, messages=hi, **more)
@@ -153,8 +175,17 @@ error = raises(openai.InternalServerError, ask("broken"), code="internal_error",
 assert "request id" in error.message and "secret" not in str(error)
 large = [{"role": "user", "content": "x" * 2_000_000}]
 raises(openai.APIStatusError, lambda: client.chat.completions.create(model="loaf-1", messages=large), status_code=413)
+raises(openai.NotFoundError, lambda: client.files.retrieve(uploads[1].id), code="file_not_found")
+raises(openai.NotFoundError, lambda: client.files.content(uploads[1].id), code="file_not_found")
+raises(openai.BadRequestError, lambda: client.files.create(file=("a", b"x"), purpose="nonsense"), param="purpose")
 stranger = OpenAI(base_url=locked_url, api_key="wrong", max_retries=0, timeout=20)
 raises(openai.AuthenticationError, lambda: stranger.models.list(), code="invalid_api_key")
+limited = OpenAI(base_url=limited_url, api_key="any", max_retries=0, timeout=20)
+check(len(limited.models.list().data), 1)
+error = raises(openai.RateLimitError, lambda: limited.models.list(), code="rate_limit_exceeded")
+check((error.response.headers["retry-after"], error.response.headers["x-should-retry"]), ("60", "true"))
+nobody = OpenAI(base_url="http://127.0.0.1:9/v1", api_key="any", max_retries=0, timeout=20)
+raises(openai.APIConnectionError, lambda: nobody.models.list())
 
 # What fails before the first piece has its class in a stream too; what fails later raises inside it.
 raises(openai.RateLimitError, ask("busy", stream=True))

@@ -5,20 +5,20 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use hybrid_cloud::{
-    storefront::{Authenticator, Principal},
+    storefront::{Authenticator, Principal, TenantQuota},
     testkit::Python,
 };
 use hybrid_core::{
-    BackendProfile, BoxStream, CallContext, DataPolicy, Error, ErrorKind, Event, InferenceBackend, Limits, Locality,
-    Reply, Result, ServedModel,
-    memory::ScriptedBackend,
+    BackendProfile, BoxStream, CallContext, DataPolicy, Error, ErrorKind, Event, Files, InferenceBackend, JobKind,
+    Limits, Locality, Reply, Result, ServedModel, TenantId,
+    memory::{MemoryStore, ScriptedBackend},
     task::{Chat, ChatDelta, ChatRequest, ChatResponse, Choice, Message, Role, StopReason, ToolUse},
 };
 use serde_json::json;
 
 use super::{
     media::{ears, painter, says, vectors},
-    rig::{builder, noon, serve},
+    rig::{Desk, builder, noon, serve},
 };
 
 fn always(answer: impl Fn() -> Result<ChatResponse>) -> Arc<ScriptedBackend<Chat>> {
@@ -86,14 +86,19 @@ async fn the_official_client_gets_every_answer_and_every_error_it_expects() {
         .chat("breaks", Arc::new(Breaks))
         .embed("vectors", vectors())
         .transcribe("ears", ears())
-        .images("painter", painter());
+        .images("painter", painter())
+        .files(Files::new(Arc::new(MemoryStore::default()), Arc::new(noon())))
+        .jobs(Arc::new(Desk::default()), [JobKind::new("enrich").unwrap()]);
     let open = serve(&open.build().unwrap()).await;
     let locked = builder(&noon()).authenticator(Arc::new(Nobody)).chat("loaf-1", says("no")).build().unwrap();
     let locked = serve(&locked).await;
-    let (open_url, locked_url) = (format!("http://{}/v1", open.at), format!("http://{}/v1", locked.at));
+    let quota = |_: &TenantId| TenantQuota { requests_per_minute: Some(1), ..TenantQuota::default() };
+    let limited = serve(&builder(&noon()).chat("loaf-1", says("once")).quotas(quota).build().unwrap()).await;
+    let [open_url, locked_url, limited_url] =
+        [&open, &locked, &limited].map(|served| format!("http://{}/v1", served.at));
     let run = tokio::task::spawn_blocking(move || {
         let python = Python::environment(include_str!("requirements-openai.txt"))?;
-        python.run(include_str!("openai_client.py"), &[&open_url, &locked_url])
+        python.run(include_str!("openai_client.py"), &[&open_url, &locked_url, &limited_url])
     });
     let printed = run.await.unwrap().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(printed.trim(), "all checks passed");

@@ -7,6 +7,7 @@ mod lanes;
 mod leases;
 mod orders;
 mod strangers;
+mod waiting;
 mod wire;
 
 use std::{

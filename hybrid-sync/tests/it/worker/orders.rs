@@ -13,11 +13,12 @@ fn jobs(kitchen: &Kitchen, faults: &Arc<Faults>) -> QueuedJobs {
     QueuedJobs::new(Arc::new(queue), Arc::new(store), clock, ids)
 }
 
-fn order(key: Option<&str>) -> JobOrder {
+pub(super) fn order(key: Option<&str>) -> JobOrder {
     JobOrder {
         tenant: TenantId::single(),
         kind: JobKind::new("script").unwrap(),
         payload: Value::from("dough"),
+        input: None,
         key: key.map(|key| key.parse::<RequestId>().unwrap()),
         request: Some("r-1".parse().unwrap()),
         trace: None,

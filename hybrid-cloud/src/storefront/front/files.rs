@@ -1,0 +1,179 @@
+//! The way to a tenant's files.
+
+use axum::body::Bytes;
+use futures_util::StreamExt;
+use hybrid_core::{BoxStream, Error, FileId, FilePage, FileQuery, FileUpload, Files, NewFile, Result, StoredFile};
+
+use super::{
+    Admitted,
+    call::{Call, Purpose},
+};
+use crate::storefront::error::ApiError;
+
+impl Admitted {
+    fn files(&self) -> Result<&Files, ApiError> {
+        self.front.ports.files.as_ref().ok_or_else(ApiError::not_found)
+    }
+
+    /// Begins a call that moves a file: it counts among the tenant's streams, and has the time of one.
+    async fn moving(&self, action: &'static str) -> Result<Call, ApiError> {
+        let purpose = Purpose { streamed: true, ..Purpose::without_model(action, None) };
+        let mut call = Call::begin(self, purpose).await?;
+        call.cx.deadline = Some(self.front.clock().monotonic().plus(self.front.limits().stream_timeout));
+        Ok(call)
+    }
+
+    /// Begins a file of the caller's tenant.
+    pub(crate) async fn upload_file(&self) -> Result<Uploading, ApiError> {
+        let (files, tenant, limit) = (self.files()?, &self.principal.tenant, self.front.limits().files);
+        let mut call = self.moving("files").await?;
+        let count = call.cx.run("count files", files.count(tenant)).await;
+        match count {
+            Ok(count) if count < limit => {}
+            Ok(_) => {
+                call.fail(&Error::too_large("store file", "the tenant has too many files"), false);
+                return Err(ApiError::too_many_files(limit));
+            }
+            Err(error) => {
+                call.fail(&error, false);
+                return Err(error.into());
+            }
+        }
+        let upload = files.upload(tenant, FileId::next(self.front.ids()));
+        Ok(Uploading { call, upload: Some(upload) })
+    }
+
+    /// A file of the caller's tenant.
+    pub(crate) async fn file(&self, id: FileId) -> Result<Option<StoredFile>, ApiError> {
+        let files = self.files()?;
+        self.brief("files.read", "read file", files.get(&self.principal.tenant, id)).await
+    }
+
+    /// Some of the files of the caller's tenant.
+    pub(crate) async fn list_files(&self, query: FileQuery) -> Result<FilePage, ApiError> {
+        let files = self.files()?;
+        self.brief("files.list", "list files", files.list(&self.principal.tenant, query)).await
+    }
+
+    /// Removes a file of the caller's tenant; answers whether there was one.
+    pub(crate) async fn erase_file(&self, id: FileId) -> Result<bool, ApiError> {
+        let files = self.files()?;
+        self.brief("files.delete", "erase file", files.erase(&self.principal.tenant, id)).await
+    }
+
+    /// Begins to read a file of the caller's tenant.
+    pub(crate) async fn read_file(&self, id: FileId) -> Result<Option<Reading>, ApiError> {
+        let files = self.files()?;
+        let mut call = self.moving("files.content").await?;
+        match call.cx.run("read file", files.get(&self.principal.tenant, id)).await {
+            Ok(Some(file)) => {
+                call.begun().await?;
+                let parts = files.read(&self.principal.tenant, &file);
+                Ok(Some(Reading { call, file, parts }))
+            }
+            Ok(None) => {
+                call.done(None, None).await?;
+                Ok(None)
+            }
+            Err(error) => {
+                call.fail(&error, false);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Something that asks no model and ends soon.
+    async fn brief<T>(
+        &self,
+        action: &'static str,
+        operation: &'static str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T, ApiError> {
+        let mut call = Call::begin(self, Purpose::without_model(action, None)).await?;
+        let outcome = call.cx.run(operation, work).await;
+        match &outcome {
+            Ok(_) => call.done(None, None).await?,
+            Err(error) => call.fail(error, false),
+        }
+        Ok(outcome?)
+    }
+}
+
+/// A file that is being received. Dropping it, as happens when the client disconnects, removes what came of it.
+#[derive(Debug)]
+pub(crate) struct Uploading {
+    call: Call,
+    upload: Option<FileUpload>,
+}
+
+impl Uploading {
+    /// Adds `bytes`.
+    pub(crate) async fn write(&mut self, bytes: Bytes) -> Result<(), ApiError> {
+        let upload = self.upload.as_mut().ok_or_else(over)?;
+        Ok(self.call.cx.run("store file", upload.write(bytes)).await?)
+    }
+
+    /// Makes the file of what came.
+    pub(crate) async fn finish(&mut self, new: NewFile) -> Result<StoredFile, ApiError> {
+        let upload = self.upload.as_mut().ok_or_else(over)?;
+        let file = self.call.cx.run("store file", upload.finish(new)).await?;
+        self.upload = None;
+        self.call.done(None, None).await?;
+        Ok(file)
+    }
+
+    /// Removes what came, before its sender hears why.
+    pub(crate) async fn give_up(&mut self, refused: &ApiError) {
+        match refused.detail() {
+            Some(error) => self.call.fail(error, false),
+            None => self.call.fail(&Error::invalid("store file", "the upload was refused"), false),
+        }
+        if let Some(upload) = self.upload.take() {
+            abandon(upload).await;
+        }
+    }
+}
+
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        if let (Some(upload), Ok(runtime)) = (self.upload.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(abandon(upload));
+        }
+    }
+}
+
+async fn abandon(upload: FileUpload) {
+    let id = upload.id();
+    if let Err(error) = upload.abandon().await {
+        tracing::warn!(%error, file = %id, "what came of an upload that broke off is left to the next sweep");
+    }
+}
+
+fn over() -> Error {
+    Error::internal("store file", "the upload has ended")
+}
+
+/// A file that is being sent.
+pub(crate) struct Reading {
+    call: Call,
+    file: StoredFile,
+    parts: BoxStream<'static, Result<Bytes>>,
+}
+
+impl Reading {
+    pub(crate) fn file(&self) -> &StoredFile {
+        &self.file
+    }
+
+    /// The next part; the call has ended when there is none.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
+        let parts = &mut self.parts;
+        let part = self.call.cx.run("read file", async { parts.next().await.transpose() }).await;
+        match &part {
+            Ok(Some(_)) => {}
+            Ok(None) => self.call.done(None, None).await?,
+            Err(error) => self.call.fail(error, true),
+        }
+        Ok(part?)
+    }
+}

@@ -1,0 +1,118 @@
+use std::mem;
+
+use bytes::{Bytes, BytesMut};
+
+use super::{FILE_PART_BYTES, FilePart, Files, StoredFile, file_key, part_key, parts_prefix};
+use crate::{ArtifactStoreExt, Digest, Document, ErrorKind, FileId, Result, TenantId, Timestamp};
+
+/// A file on its way into the bucket: about one part of it is in memory.
+///
+/// # Cancel safety
+/// One that is dropped is no file. Its parts lie in the bucket until [`abandon`](Self::abandon) or [`Files::sweep`] takes them. A call of
+/// [`write`](Self::write) that is dropped makes the upload useless: abandon it.
+#[derive(Debug)]
+pub struct FileUpload {
+    files: Files,
+    tenant: TenantId,
+    id: FileId,
+    buffer: BytesMut,
+    parts: Vec<FilePart>,
+    bytes: u64,
+}
+
+/// What a file is called and for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewFile {
+    /// The name that its owner gives it.
+    pub name: String,
+    /// What it is for.
+    pub purpose: String,
+    /// From when on it is gone; never where absent.
+    pub expires: Option<Timestamp>,
+}
+
+impl NewFile {
+    /// A file that stays until it is erased.
+    pub fn new(name: impl Into<String>, purpose: impl Into<String>) -> Self {
+        Self { name: name.into(), purpose: purpose.into(), expires: None }
+    }
+}
+
+impl FileUpload {
+    pub(super) fn new(files: Files, tenant: TenantId, id: FileId) -> Self {
+        Self { files, tenant, id, buffer: BytesMut::new(), parts: Vec::new(), bytes: 0 }
+    }
+
+    /// The id that the file will have.
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// How many bytes it has so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Adds `bytes`.
+    ///
+    /// # Errors
+    /// Those of the store: the upload is to be abandoned.
+    pub async fn write(&mut self, mut bytes: Bytes) -> Result<()> {
+        self.bytes += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let room = FILE_PART_BYTES - self.buffer.len();
+            self.buffer.extend_from_slice(&bytes.split_to(room.min(bytes.len())));
+            if self.buffer.len() == FILE_PART_BYTES {
+                self.store_part().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the file of what was written. The same id again is the same file: what an earlier attempt at a job's effect made stays.
+    ///
+    /// # Errors
+    /// Those of the store: the upload is to be abandoned.
+    pub async fn finish(&mut self, new: NewFile) -> Result<StoredFile> {
+        if !self.buffer.is_empty() {
+            self.store_part().await?;
+        }
+        let NewFile { name, purpose, expires } = new;
+        let file = StoredFile {
+            id: self.id,
+            name,
+            purpose,
+            bytes: self.bytes,
+            created: self.files.clock.now(),
+            expires,
+            parts: mem::take(&mut self.parts),
+        };
+        match self.files.store.create(&file_key(&self.tenant, self.id)?, file.encode()?).await {
+            Ok(()) => Ok(file),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                self.files.find(&self.tenant, self.id).await?.ok_or(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes what was stored, unless it has become a file.
+    ///
+    /// # Errors
+    /// Those of the store; [`Files::sweep`] takes what is left.
+    pub async fn abandon(self) -> Result<()> {
+        if self.files.store.exists(&file_key(&self.tenant, self.id)?).await? {
+            return Ok(());
+        }
+        self.files.delete_below(&parts_prefix(&self.tenant, self.id)).await
+    }
+
+    async fn store_part(&mut self) -> Result<()> {
+        let bytes = mem::take(&mut self.buffer).freeze();
+        let part = FilePart { digest: Digest::of(&bytes), bytes: bytes.len() as u64 };
+        // A part may be there: the same bytes twice in one file, or an earlier attempt's.
+        self.files.store.create_same(&part_key(&self.tenant, self.id, &part.digest)?, bytes).await?;
+        self.parts.push(part);
+        Ok(())
+    }
+}
