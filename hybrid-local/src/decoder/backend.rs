@@ -79,7 +79,8 @@ impl InferenceBackend<Chat> for DecoderBackend {
         let (decoder, profile, context) = (Arc::clone(&self.decoder), self.profile(), cx.clone());
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let check = || context.check(OPERATION);
+            // Much may be written before something is told, such as a call of a tool.
+            let check = || if sender.is_closed() { Err(unread()) } else { context.check(OPERATION) };
             let mut emit = |delta| send(&sender, Ok(Event::Delta(delta)));
             let usage = decoder.generate(&prepared, seed, &check, &mut emit);
             let end = usage.and_then(|usage| {
@@ -103,5 +104,9 @@ impl InferenceBackend<Chat> for DecoderBackend {
 }
 
 fn send(sender: &UnboundedSender<Result<Event<Chat>>>, event: Result<Event<Chat>>) -> Result<()> {
-    sender.send(event).map_err(|_| Error::cancelled(OPERATION, "nobody reads the answer any more"))
+    sender.send(event).map_err(|_| unread())
+}
+
+fn unread() -> Error {
+    Error::cancelled(OPERATION, "nobody reads the answer any more")
 }

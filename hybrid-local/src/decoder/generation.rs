@@ -221,3 +221,57 @@ impl Writing<'_> {
         Ok(ChatDelta::Logprobs { choice: self.choice, logprobs: Logprobs { content, ..Logprobs::default() } })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, path::Path};
+
+    use hybrid_core::ErrorKind;
+
+    use super::*;
+    use crate::{Device, decoder::files::ModelFiles};
+
+    /// A fixture that takes long conversations.
+    fn decoder() -> Decoder {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/decoder/qwen2");
+        let ModelFiles { mut config, weights, tokenizer, templates, defaults } = ModelFiles::open(&folder).unwrap();
+        config.context = 2_000;
+        let tokens = Tokens::new(tokenizer, config.vocabulary).unwrap();
+        let network = Network::read(config, &*weights, Device::cpu().tensors()).unwrap();
+        Decoder::new(network, tokens, Templates::compile(templates).unwrap(), defaults, 2_000)
+    }
+
+    #[test]
+    fn a_long_prompt_is_read_in_portions_as_if_at_once_and_can_be_stopped_between_them() {
+        let decoder = decoder();
+        let prompt: Vec<u32> = (0..2 * PORTION as u32 + 7).map(|i| 3 + i * 31 % 300).collect();
+        let ours = decoder.read(&prompt, &mut decoder.network.cache(2_000), &|| Ok(())).unwrap();
+        let mut cache = decoder.network.cache(2_000);
+        let whole = decoder.network.forward(&mut [Part { tokens: &prompt, cache: &mut cache, wanted: Wanted::Last }]);
+        for (a, b) in ours.iter().zip(&whole.unwrap()[0]) {
+            assert!((a - b).abs() < 1e-3, "{a} and {b}");
+        }
+        let looks = Cell::new(0);
+        let stop = || {
+            looks.set(looks.get() + 1);
+            if looks.get() == 3 { Err(Error::cancelled("test", "enough")) } else { Ok(()) }
+        };
+        let error = decoder.read(&prompt, &mut decoder.network.cache(2_000), &stop).unwrap_err();
+        assert_eq!((error.kind(), looks.get()), (ErrorKind::Cancelled, 3));
+    }
+
+    #[test]
+    fn an_answer_stops_when_it_is_not_wanted_though_nothing_of_it_was_told() {
+        let decoder = decoder();
+        let prepared = decoder.prepare(ChatRequest::user("ten rolls"), Timestamp::UNIX_EPOCH).unwrap();
+        for last in [1, 2, 9] {
+            let looks = Cell::new(0);
+            let check = || {
+                looks.set(looks.get() + 1);
+                if looks.get() > last { Err(Error::cancelled("test", "enough")) } else { Ok(()) }
+            };
+            let error = decoder.generate(&prepared, 1, &check, &mut |_| Ok(())).unwrap_err();
+            assert_eq!((error.kind(), looks.get()), (ErrorKind::Cancelled, last + 1));
+        }
+    }
+}

@@ -90,3 +90,37 @@ impl Cache {
         self.length += rows;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decoder::config::tiny;
+
+    /// Keys or values of `rows` tokens from number `first` on: each is its token's number.
+    fn tokens(first: usize, rows: usize) -> Tensor {
+        let row = (first..first + rows).flat_map(|token| [token as f32; 4]).collect::<Vec<_>>();
+        Tensor::from_vec(row.repeat(2), (2, rows, 4), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn what_is_in_a_cache_stays_as_its_room_grows() {
+        let mut cache = Cache::new(&tiny(), 700, &Device::Cpu);
+        for rows in [1, 200, 90, 3, 300, 106] {
+            let first = cache.len();
+            cache.reserve(rows, 2).unwrap();
+            for layer in 0..2 {
+                let new = tokens(first, rows);
+                let [keys, values] = cache.extend(layer, [&new, &new], 0).unwrap();
+                let whole = tokens(0, first + rows).to_vec3::<f32>().unwrap();
+                assert_eq!((keys.to_vec3().unwrap(), values.to_vec3().unwrap()), (whole.clone(), whole));
+            }
+            cache.advance(rows);
+        }
+        assert!(cache.len() == 700 && cache.room == 700 && cache.reserve(1, 2).is_err());
+        cache.truncate(10);
+        cache.reserve(1, 2).unwrap();
+        let new = tokens(10, 1);
+        let [keys, _] = cache.extend(1, [&new, &new], 8).unwrap();
+        assert_eq!(keys.to_vec3::<f32>().unwrap(), tokens(8, 3).to_vec3::<f32>().unwrap());
+    }
+}
