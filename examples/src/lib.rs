@@ -14,4 +14,5 @@ pub mod quickstart;
 pub mod renewal;
 pub mod site;
 pub mod storefront;
+pub mod telemetry;
 pub mod train_job;

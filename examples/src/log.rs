@@ -2,14 +2,20 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing::Subscriber;
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, registry::LookupSpan, util::SubscriberInitExt};
 
 /// Starts logging: warnings and errors, or what `RUST_LOG` asks for.
 pub fn start() {
+    tracing_subscriber::registry().with(lines()).init();
+}
+
+/// The same as a layer. The filter is its own, so that it takes nothing from other layers.
+pub fn lines<S>() -> impl Layer<S>
+where
+    S: Subscriber + for<'lookup> LookupSpan<'lookup>,
+{
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    lines.with_ansi(std::io::stderr().is_terminal()).with_filter(filter)
 }

@@ -18,6 +18,7 @@
 //! | `s3` | no | `s3`: artifacts, links and staged files on S3 and on servers that speak its protocol |
 //! | `sqs` | no | `sqs`: the job queue on Amazon SQS, with its dead letters, claim checks, FIFO and fair queues |
 //! | `sso` | no | profiles that log in by AWS IAM Identity Center, or whose credentials another program gives |
+//! | `telemetry` | no | `telemetry`: traces and metrics over OTLP, and metrics for Prometheus |
 //! | `testkit` | no | `testkit`: real protocol servers and a proxy that breaks connections, for tests |
 
 #[cfg(feature = "aws")]
@@ -38,6 +39,8 @@ pub mod s3_vectors;
 pub mod sqs;
 #[cfg(feature = "storefront")]
 pub mod storefront;
+#[cfg(feature = "telemetry")]
+pub mod telemetry;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 #[cfg(any(feature = "openai", feature = "storefront"))]

@@ -51,6 +51,8 @@ pub struct JobStatus {
     pub kind: JobKind,
     /// When it was ordered, by the wall clock of whoever took the order.
     pub submitted: Timestamp,
+    /// The customer request that led to it.
+    pub request: Option<RequestId>,
     /// How it ended; `None` while it waits, runs, or lies among the dead letters until someone looks.
     pub end: Option<JobEnd>,
 }

@@ -1,9 +1,8 @@
 //! The kitchen as a program: see `hybrid_examples::kitchen`.
 
-use clap::Parser;
+use hybrid_examples::{kitchen, telemetry::observed};
 
 #[tokio::main]
 async fn main() -> hybrid_core::Result<()> {
-    hybrid_examples::log::start();
-    hybrid_examples::kitchen::run(Parser::parse()).await
+    observed("kitchen", kitchen::run).await
 }

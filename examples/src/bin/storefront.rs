@@ -1,9 +1,8 @@
 //! The storefront as a program: see `hybrid_examples::storefront`.
 
-use clap::Parser;
+use hybrid_examples::{storefront, telemetry::observed};
 
 #[tokio::main]
 async fn main() -> hybrid_core::Result<()> {
-    hybrid_examples::log::start();
-    hybrid_examples::storefront::run(Parser::parse()).await
+    observed("storefront", storefront::run).await
 }

@@ -13,3 +13,5 @@ mod crash;
 mod function;
 mod policy;
 mod quickstart;
+#[cfg(feature = "telemetry")]
+mod telemetry;

@@ -26,6 +26,7 @@ pub struct StorefrontBuilder {
     quotas: Option<QuotaOf>,
     budget: Option<Arc<Budget>>,
     audit: Option<Audit>,
+    trace_content: bool,
     policy: DataPolicy,
     clock: Option<Arc<dyn Clock>>,
     ids: Option<Arc<dyn IdSource>>,
@@ -188,6 +189,14 @@ impl StorefrontBuilder {
         self
     }
 
+    /// Tells `tracing` what customers ask and what they are answered, in an event `content` of the level `DEBUG` in each call's span: for telemetry that
+    /// may hold it, and for logs that print so much. Without this it is in no span and no event.
+    #[must_use]
+    pub fn trace_content(mut self) -> Self {
+        self.trace_content = true;
+        self
+    }
+
     /// Whose requests these are where there is no [authenticator](Self::authenticator) to say so; [`TenantId::single`] by default.
     #[must_use]
     pub fn tenant(mut self, tenant: TenantId) -> Self {
@@ -246,6 +255,7 @@ impl StorefrontBuilder {
             quotas,
             budget,
             audit,
+            trace_content,
             policy,
             clock,
             ids,
@@ -281,6 +291,7 @@ impl StorefrontBuilder {
         let clock = clock.unwrap_or_else(|| Arc::new(SystemClock));
         let ports = Ports {
             audit,
+            trace_content,
             quotas: quotas.map(|of| Quotas::new(of, budget, Arc::clone(&clock))),
             tenant: tenant.unwrap_or_else(TenantId::single),
             authenticators,

@@ -51,9 +51,12 @@ pub(super) async fn edge(
         method = %request.method(),
         route = route.unwrap_or("none"),
         request_id = %edge.request,
+        trace = edge.trace,
         tenant = Empty,
         status = Empty,
         latency_ms = Empty,
+        code = Empty,
+        quota = Empty,
     );
     let access = gate.access(request.method(), route);
     let probe = matches!(access, Access::Open);
@@ -102,6 +105,7 @@ fn finish(request: &RequestId, mut carrier: Response) -> Response {
     let mut response = match carrier.extensions_mut().remove::<ApiError>() {
         Some(error) => {
             let code = error.code();
+            Span::current().record("code", code).record("quota", error.quota());
             match error.detail() {
                 Some(detail) if error.status.is_server_error() => tracing::error!(code, %detail, "request failed"),
                 // What was wrong with a request may quote what the customer wrote.

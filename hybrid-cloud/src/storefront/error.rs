@@ -9,7 +9,7 @@ use axum::{
 use hybrid_core::{Error, ErrorKind, JobKind, RequestId};
 use serde_json::json;
 
-use super::identity::Scope;
+use super::{identity::Scope, quota::Limited};
 
 use crate::wire::error::{ErrorBody, ErrorObject};
 
@@ -33,6 +33,8 @@ pub(super) struct ApiError {
     should_retry: Option<bool>,
     /// The answer says how to authenticate.
     challenge: bool,
+    /// Which of the tenant's quotas refused it.
+    quota: Option<Limited>,
     /// For the log alone.
     detail: Option<Arc<Error>>,
 }
@@ -50,6 +52,7 @@ impl ApiError {
             close: false,
             should_retry: None,
             challenge: false,
+            quota: None,
             detail: None,
         }
     }
@@ -97,16 +100,16 @@ impl ApiError {
     }
 
     /// More of something than a tenant may have in a minute.
-    pub(super) fn rate_limited(what: &str, limit: u64, wait: Duration) -> Self {
-        let message = format!("over the limit of {limit} {what}; try again in {} s", whole_seconds(wait));
+    pub(super) fn rate_limited(what: Limited, limit: u64, wait: Duration) -> Self {
+        let message = format!("over the limit of {limit} {}; try again in {} s", what.as_str(), whole_seconds(wait));
         let limited = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded", message);
-        Self { retry_after: Some(wait), should_retry: Some(true), ..limited }
+        Self { retry_after: Some(wait), should_retry: Some(true), quota: Some(what), ..limited }
     }
 
     pub(super) fn too_many_streams(limit: u32) -> Self {
         let message = format!("over the limit of {limit} streamed answers at one time; try again when one has ended");
         let limited = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded", message);
-        Self { retry_after: Some(RETRY), should_retry: Some(true), ..limited }
+        Self { retry_after: Some(RETRY), should_retry: Some(true), quota: Some(Limited::Streams), ..limited }
     }
 
     /// The tenant's money is spent for today. Clients try again by themselves unless they are told not to.
@@ -114,7 +117,8 @@ impl ApiError {
         let message = "the day's budget is used up; it begins anew at midnight UTC";
         let spent = Self::new(StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", "insufficient_quota", message);
         let retry_after = error.retry_after();
-        Self { retry_after, should_retry: Some(false), detail: Some(Arc::new(error)), ..spent }
+        let quota = Some(Limited::Money);
+        Self { retry_after, should_retry: Some(false), quota, detail: Some(Arc::new(error)), ..spent }
     }
 
     /// Nothing of this task is offered to the caller.
@@ -208,6 +212,11 @@ impl ApiError {
 
     pub(super) fn code(&self) -> &'static str {
         self.code
+    }
+
+    /// The quota that refused the request, if one did.
+    pub(super) fn quota(&self) -> Option<&'static str> {
+        self.quota.map(Limited::as_str)
     }
 
     /// The error as the caller sees it, in an answer or in a stream.

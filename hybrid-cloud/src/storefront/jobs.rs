@@ -38,6 +38,10 @@ pub(super) struct Answer {
     #[schemars(with = "String")]
     kind: JobKind,
     status: &'static str,
+    /// The `x-request-id` of the order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    request_id: Option<RequestId>,
     /// Unix seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     created_at: Option<i64>,
@@ -69,6 +73,7 @@ pub(super) async fn submit(admitted: Admitted, json: JsonText) -> Result<(Status
         id,
         kind,
         status: "queued",
+        request_id: None,
         created_at: None,
         finished_at: None,
         output: None,
@@ -91,13 +96,14 @@ pub(super) async fn status(
     let id = id.map(|Path(id)| id).unwrap_or_default();
     // An id that can be no job's is as unknown as one that is another's.
     let Ok(parsed) = id.parse::<JobId>() else { return Err(ApiError::unknown_job(&id)) };
-    let JobStatus { kind, submitted, end } =
+    let JobStatus { kind, submitted, request, end } =
         admitted.job_status(parsed).await?.ok_or_else(|| ApiError::unknown_job(&id))?;
     let mut answer = Answer {
         object: "job",
         id: parsed,
         kind,
         status: "queued",
+        request_id: request,
         created_at: Some(submitted.unix_micros().div_euclid(1_000_000)),
         finished_at: None,
         output: None,

@@ -29,7 +29,7 @@
 //! | `POST /v1/judgments` | `{"input": "text" or {"text"}, "label", "model"?, "version"?, "manifest"?, "answer"?, "request_id"?, "by"?, "tags"?, "idempotency_key"?}` | 201 `{"object": "judgment", "id"}` once durable |
 //! | `POST /v1/judgments` | `{"judgments": [as above, …]}` | 201 `{"object": "list", "data": [{"object": "judgment", "id"}, …]}` |
 //! | `POST /v1/jobs` | `{"kind", "payload"?, "input_file_id"?, "idempotency_key"?}` | 202 `{"object": "job", "id", "kind", "status": "queued"}` once durable |
-//! | `GET /v1/jobs/{id}` | | `{"object": "job", "id", "kind", "status": "queued", "succeeded" or "failed", "created_at", "finished_at"?, "output"?, "error"?: {"code", "message"}}` |
+//! | `GET /v1/jobs/{id}` | | `{"object": "job", "id", "kind", "status": "queued", "succeeded" or "failed", "request_id"?, "created_at", "finished_at"?, "output"?, "error"?: {"code", "message"}}` |
 //! | `POST /v1/files` | the OpenAI API's form: `file`, `purpose`, `expires_after`? | its file, once durable |
 //! | `GET /v1/files` | `after`?, `limit`?, `order`?, `purpose`? in the query | its list, the newest first |
 //! | `GET`, `DELETE /v1/files/{id}`, `GET /v1/files/{id}/content` | | its file, that it is gone, its bytes |
@@ -91,8 +91,10 @@
 //! - Has an `x-request-id`: the client's if it sent one that is a valid [`RequestId`](hybrid_core::RequestId), else a fresh one. Every answer carries it.
 //! - Runs under a [`CallContext`](hybrid_core::CallContext) with tenant, data policy, deadline, the client's W3C `traceparent`, and a cancellation that
 //!   is raised when the client disconnects or the time is up.
-//! - Is one `tracing` span `request` with `method`, `route` (the pattern, never the path), `status`, `latency_ms`, `request_id` and `tenant`. What
-//!   customers write is in no span and no event.
+//! - Is one `tracing` span `request` with `method`, `route` (the pattern, never the path), `status`, `latency_ms`, `request_id`, `trace`, `tenant`, the
+//!   `code` of an error and the `quota` that refused it. What it does is a span `call` within, with the model asked, the version that answered, tokens,
+//!   cost and the time to the first piece. What customers write is in no span and no event, but by
+//!   [`trace_content`](StorefrontBuilder::trace_content). The feature `telemetry` exports all this.
 //! - Is held to [`StorefrontLimits`].
 //!
 //! # Errors
@@ -171,7 +173,15 @@ pub use quota::{Budget, Held, TenantQuota};
 pub use routes::Route;
 pub use serve::Drained;
 
+#[cfg(feature = "telemetry")]
+use crate::telemetry::traceparent;
 use front::Front;
+
+/// Without the feature `telemetry` no span has a context that others could continue.
+#[cfg(not(feature = "telemetry"))]
+fn traceparent(_: &tracing::Span) -> Option<String> {
+    None
+}
 
 /// The storefront: what a customer's request meets first.
 ///

@@ -7,6 +7,8 @@
 //! | [`S3VectorsServer`] | written here, in memory | S3 Vectors, whose queries no emulator serves |
 //! | [`Moto`] | an emulator of AWS | S3, SQS, DynamoDB, S3 Vectors without queries, CloudFormation, IAM, KMS, STS, Secrets Manager |
 //!
+//! `otlp` (with the feature `telemetry`) takes traces and metrics, and shows what came.
+//!
 //! `bedrock` (with the feature of that name) is a server of our own, for what no emulator does: it says what a script tells it, on Bedrock's true wire.
 //!
 //! The others are Python packages of pinned versions. The first test that wants one installs them into a virtual environment below Cargo's target folder;
@@ -37,6 +39,8 @@ pub mod bedrock;
 mod http;
 #[cfg(feature = "openai")]
 pub mod openai;
+#[cfg(feature = "telemetry")]
+pub mod otlp;
 mod process;
 mod proxy;
 mod python;

@@ -17,5 +17,7 @@ mod s3_vectors;
 mod sqs;
 #[cfg(feature = "storefront")]
 mod storefront;
+#[cfg(all(feature = "storefront", feature = "telemetry", feature = "testkit"))]
+mod telemetry;
 #[cfg(feature = "testkit")]
 mod testkit;

@@ -102,6 +102,12 @@ pub struct JobResult {
     pub finished: Timestamp,
     /// Which delivery it was, from one; counted anew after a redrive.
     pub attempts: u32,
+    /// The customer request that led to the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<RequestId>,
+    /// The submitter's trace, as a W3C `traceparent` value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
 }
 
 impl Document for JobResult {
@@ -295,6 +301,8 @@ mod tests {
             started: Timestamp::UNIX_EPOCH,
             finished: Timestamp::UNIX_EPOCH,
             attempts: 1,
+            request: None,
+            trace: None,
         };
         let read = JobResult::decode(&result.encode().unwrap()).unwrap();
         assert_eq!(read, result);

@@ -131,7 +131,7 @@ impl Jobs for QueuedJobs {
                 Outcome::Failure(failure) => Err(JobFailure { kind: failure.error_kind(), message: failure.message }),
             },
         });
-        Ok(Some(JobStatus { kind: job.kind, submitted: job.submitted, end }))
+        Ok(Some(JobStatus { kind: job.kind, submitted: job.submitted, request: job.request, end }))
     }
 }
 

@@ -158,7 +158,7 @@ impl<T: Task> Follower<T> {
         let from = old.as_ref().map(|old| old.version);
         // Given back like a request's lease: whoever is last drops the version off the serving path.
         drop(old.map(Lease::new));
-        tracing::info!(model = %shared.model, channel = %shared.channel, version = to.version, manifest = %to.manifest, bytes_moved = fetched.bytes_moved, "swapped");
+        tracing::info!(name: "swapped", model = %shared.model, channel = %shared.channel, version = to.version, manifest = %to.manifest, bytes_moved = fetched.bytes_moved, "swapped");
         let (bytes_moved, fetch) = (fetched.bytes_moved, fetched_at.since(started));
         let (load, swap) = (loaded_at.since(fetched_at), swapped_at.since(loaded_at));
         shared.emit(LiveEvent::Swapped { to, from, bytes_moved, fetch, load, swap });
@@ -248,6 +248,6 @@ impl<T: Task> Follower<T> {
 }
 
 fn fail<T: Task>(shared: &Shared<T>, manifest: Option<Digest>, error: &Error) {
-    tracing::warn!(model = %shared.model, channel = %shared.channel, %error, "a refresh failed; what is in service stays");
+    tracing::warn!(name: "refresh failed", model = %shared.model, channel = %shared.channel, %error, "a refresh failed; what is in service stays");
     shared.emit(LiveEvent::Failed { manifest, why: error.to_string() });
 }

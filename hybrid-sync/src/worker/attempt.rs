@@ -9,7 +9,10 @@ use hybrid_core::{
 };
 use serde_json::Value;
 use tokio::task::JoinHandle;
-use tracing::Instrument;
+use tracing::{
+    Instrument, Span,
+    field::{Empty, debug},
+};
 
 use super::{
     JobContext,
@@ -70,26 +73,32 @@ impl Attempt {
     pub(super) async fn run(self) -> Ending {
         let Shared { queue, clock, options, .. } = &*self.worker;
         let lease = Lease::new(queue.clone(), clock.clone(), self.delivery.receipt.clone(), options.lease);
+        let job = Job::decode(self.delivery.body.as_bytes()).map(Arc::new);
+        let known = job.as_ref().ok();
         let span = tracing::info_span!(
             "job",
             message = %self.delivery.id.0,
             attempt = self.delivery.attempt,
             worker = %options.name,
-            job = tracing::field::Empty,
-            kind = tracing::field::Empty,
-            tenant = tracing::field::Empty,
-            request = tracing::field::Empty,
-            trace = tracing::field::Empty,
+            job = known.map(|job| display(job.id)),
+            kind = known.map(|job| job.kind.as_str()),
+            tenant = known.map(|job| job.tenant.as_str()),
+            request = known.and_then(|job| job.request.as_ref()).map(|request| request.as_str()),
+            trace = known.and_then(|job| job.trace.as_deref()),
+            waited_ms = known.map(|job| clock.now().since(job.submitted).as_secs_f64() * 1e3),
+            ending = Empty,
         );
         // A task of its own, so that a handler which computes between two awaits does not hold up the heartbeat.
         let _keeper = AbortOnDrop(tokio::spawn(lease.clone().keep().instrument(span.clone())));
         let held = Held { attempt: self, lease };
         async move {
-            let step = match Job::decode(held.attempt.delivery.body.as_bytes()) {
-                Ok(job) => held.job(Arc::new(job)).await,
+            let step = match job {
+                Ok(job) => held.job(job).await,
                 Err(error) => held.misfit(&error),
             };
-            held.settle(step).await
+            let ending = held.settle(step).await;
+            Span::current().record("ending", debug(ending));
+            ending
         }
         .instrument(span)
         .await
@@ -99,13 +108,6 @@ impl Attempt {
 impl Held {
     async fn job(&self, job: Arc<Job>) -> Step {
         let Attempt { worker, draining, .. } = &self.attempt;
-        let span = tracing::Span::current();
-        span.record("job", tracing::field::display(job.id))
-            .record("kind", job.kind.as_str())
-            .record("tenant", job.tenant.as_str())
-            .record("request", job.request.as_ref().map(|request| request.as_str()))
-            .record("trace", job.trace.as_deref());
-
         // A duplicate of a job that runs here waits for its end, and then finds the result.
         let _claim = tokio::select! {
             biased;
@@ -211,6 +213,8 @@ impl Held {
             started,
             finished: clock.now(),
             attempts: self.attempt.delivery.attempt,
+            request: job.request.clone(),
+            trace: job.trace.clone(),
         };
         let encoded = result.encode().and_then(|bytes| {
             if bytes.len() <= MAX_OBJECT_BYTES {

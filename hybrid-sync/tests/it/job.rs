@@ -32,6 +32,8 @@ fn result(job: &Job, outcome: Outcome) -> JobResult {
         started: Timestamp::UNIX_EPOCH,
         finished: Timestamp::UNIX_EPOCH,
         attempts: 1,
+        request: job.request.clone(),
+        trace: job.trace.clone(),
     }
 }
 

@@ -9,6 +9,7 @@ use hybrid_core::{
     Monotonic, Reply, RequestId, Result, Timestamp,
 };
 use serde_json::Value;
+use tracing::Instrument;
 
 use super::{
     Front, Identified, Model, Served,
@@ -102,7 +103,7 @@ impl Admitted {
         request: T::Request,
     ) -> Result<Reply<T>, ApiError> {
         let mut call = Call::begin(self, self.purpose(model, &request, false)?).await?;
-        match call.cx.run(T::NAME, model.backend.infer(&call.cx, request)).await {
+        match call.cx.run(T::NAME, model.backend.infer(&call.cx, request)).instrument(call.span()).await {
             Ok(reply) => {
                 let answered = self.front.keeps_content().then(|| kept(&reply.response)).flatten();
                 call.done(Some(&reply.meta), answered).await?;
@@ -126,7 +127,7 @@ impl Admitted {
         let opening = call.cx.clone();
         let late = self.front.limits().stream_timeout;
         call.cx.deadline = Some(self.front.clock().monotonic().plus(late));
-        match opening.run(T::NAME, model.backend.stream(&call.cx, request)).await {
+        match opening.run(T::NAME, model.backend.stream(&call.cx, request)).instrument(call.span()).await {
             Ok(events) => {
                 call.begun().await?;
                 Ok(call.watch(events, late))
@@ -152,7 +153,8 @@ impl Admitted {
             served: profile.model.clone(),
         };
         let asked = self.front.keeps_content().then(|| kept(request)).flatten();
-        Ok(Purpose { action: T::NAME, model: Some(audited), estimate, streamed, asked })
+        let locality = Some(profile.locality.clone());
+        Ok(Purpose { action: T::NAME, model: Some(audited), estimate, streamed, locality, asked })
     }
 
     /// The labels that judgments may have; `None` for any.
@@ -171,7 +173,8 @@ impl Admitted {
         let asked = self.front.keeps_content().then(|| kept(&judgments)).flatten();
         let mut call = Call::begin(self, Purpose::without_model("judgments", asked)).await?;
         let recordings = judgments.into_iter().map(|judgment| sink.record(&self.principal.tenant, dataset, judgment));
-        let recorded = call.cx.run("record judgments", async { Ok(join_all(recordings).await) }).await;
+        let recorded = call.cx.run("record judgments", async { Ok(join_all(recordings).await) });
+        let recorded = recorded.instrument(call.span()).await;
         match recorded.as_ref().map(|results| results.iter().find_map(|result| result.as_ref().err())) {
             Ok(None) => call.done(None, None).await?,
             Ok(Some(error)) | Err(error) => call.fail(error, false),
@@ -198,7 +201,7 @@ impl Admitted {
         let mut call = Call::begin(self, Purpose::without_model("jobs", asked)).await?;
         let (request, trace) = (Some(call.cx.request.clone()), call.cx.trace.clone());
         let order = JobOrder { tenant: self.principal.tenant.clone(), kind, payload, input, key, request, trace };
-        let submitted = call.cx.run("submit job", jobs.submit(order)).await;
+        let submitted = call.cx.run("submit job", jobs.submit(order)).instrument(call.span()).await;
         match &submitted {
             Ok(_) => call.done(None, None).await?,
             Err(error) => call.fail(error, false),
@@ -210,7 +213,7 @@ impl Admitted {
     pub(crate) async fn job_status(&self, id: JobId) -> Result<Option<JobStatus>, ApiError> {
         let (jobs, _) = self.front.ports.jobs.as_ref().ok_or_else(ApiError::not_found)?;
         let mut call = Call::begin(self, Purpose::without_model("jobs.read", None)).await?;
-        let status = call.cx.run("read job", jobs.status(&self.principal.tenant, id)).await;
+        let status = call.cx.run("read job", jobs.status(&self.principal.tenant, id)).instrument(call.span()).await;
         match &status {
             Ok(_) => call.done(None, None).await?,
             Err(error) => call.fail(error, false),

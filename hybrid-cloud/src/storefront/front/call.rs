@@ -7,16 +7,20 @@ use futures_util::{
     future::{Either, select},
     stream,
 };
-use hybrid_core::{BoxFuture, BoxStream, CallContext, Cancellation, Error, ErrorKind, Event, ReplyMeta, Result};
+use hybrid_core::{
+    BoxFuture, BoxStream, CallContext, Cancellation, Error, ErrorKind, Event, Locality, ReplyMeta, Result,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::{Instrument, Span};
 
-use super::{Admitted, Front, Served};
+use super::{Admitted, Front, Served, told::Told};
 use crate::storefront::{
     audit::{AuditEntry, AuditFailure, AuditedModel, Outcome},
     error::ApiError,
     quota::{Estimate, Holding},
+    traceparent,
 };
 
 /// A call that has a place. Dropping it, as happens when the client disconnects, cancels what runs under it, keeps what was held for it as used,
@@ -28,6 +32,7 @@ pub(super) struct Call {
     holding: Option<Holding>,
     /// What is to be kept of this call, until it has ended.
     entry: Option<AuditEntry>,
+    told: Told,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -38,6 +43,8 @@ pub(super) struct Purpose {
     pub(super) model: Option<AuditedModel>,
     pub(super) estimate: Estimate,
     pub(super) streamed: bool,
+    /// Where what is asked goes.
+    pub(super) locality: Option<Locality>,
     /// What is asked, where it is kept.
     pub(super) asked: Option<Value>,
 }
@@ -45,7 +52,7 @@ pub(super) struct Purpose {
 impl Purpose {
     /// Something that asks no model and costs nothing.
     pub(super) fn without_model(action: &'static str, asked: Option<Value>) -> Self {
-        Self { action, model: None, estimate: Estimate::default(), streamed: false, asked }
+        Self { action, model: None, estimate: Estimate::default(), streamed: false, locality: None, asked }
     }
 }
 
@@ -60,9 +67,8 @@ impl Call {
     /// Lets a call begin whose body has arrived, unless too many are at work already or the tenant has used what it may.
     pub(super) async fn begin(admitted: &Admitted, purpose: Purpose) -> Result<Self, ApiError> {
         let Admitted { front, principal, edge } = admitted;
-        let Purpose { action, model, estimate, streamed, asked } = purpose;
         let slot = Arc::clone(&front.slots).try_acquire_owned().map_err(|_| ApiError::overloaded())?;
-        let cx = CallContext {
+        let mut cx = CallContext {
             tenant: principal.tenant.clone(),
             request: edge.request.clone(),
             policy: front.ports.policy.clone().and(&principal.policy),
@@ -73,11 +79,18 @@ impl Call {
         };
         let holding = match &front.ports.quotas {
             Some(quotas) => {
-                let holding = quotas.hold(&principal.tenant, &estimate, streamed);
+                let holding = quotas.hold(&principal.tenant, &purpose.estimate, purpose.streamed);
                 Some(cx.run("hold quota", async { Ok(holding.await) }).await??)
             }
             None => None,
         };
+        let told = Told::of(&purpose, cx.clock.monotonic());
+        cx.trace = traceparent(told.span()).or(cx.trace);
+        let Purpose { action, model, asked, .. } = purpose;
+        if let (Some(asked), true) = (&asked, front.ports.trace_content) {
+            told.asked(asked);
+        }
+        let asked = asked.filter(|_| front.audits_content());
         let entry = front.ports.audit.as_ref().map(|_| AuditEntry {
             at: front.ports.clock.now(),
             tenant: principal.tenant.clone(),
@@ -92,7 +105,12 @@ impl Call {
             notes: Vec::new(),
             content: asked.map(|asked| json!({ "request": asked })),
         });
-        Ok(Self { cx, front: Arc::clone(front), holding, entry, _slot: slot })
+        Ok(Self { cx, front: Arc::clone(front), holding, entry, told, _slot: slot })
+    }
+
+    /// The span in which the call's work is done.
+    pub(super) fn span(&self) -> Span {
+        self.told.span().clone()
     }
 
     /// A streamed answer begins: kept before a byte of it leaves.
@@ -110,6 +128,10 @@ impl Call {
                 Some(meta) => holding.settle(&meta.usage, meta.cost),
                 None => holding.release(),
             }
+        }
+        self.told.done(meta);
+        if let (Some(answered), true) = (&answered, self.front.ports.trace_content) {
+            self.told.answered(answered);
         }
         let Some(mut entry) = self.entry.take() else { return Ok(()) };
         entry.outcome = Outcome::Done;
@@ -131,6 +153,7 @@ impl Call {
     /// The call has ended with an error. What is held comes back where it is certain that nothing was done for it; a provider charges for an answer
     /// that came too late or broke off.
     pub(super) fn fail(&mut self, error: &Error, begun: bool) {
+        self.told.failed(error.kind());
         let for_nothing = matches!(
             error.kind(),
             ErrorKind::InvalidInput
@@ -156,7 +179,7 @@ impl Call {
         // A sink that refuses it at once is noticed here; one that fails later says so itself.
         if let Some(Err(error)) = audit.sink.append(entry).now_or_never() {
             self.front.count_unaudited();
-            tracing::error!(%error, request_id = %self.cx.request, "the end of a call could not be audited");
+            tracing::error!(name: "unaudited", %error, request_id = %self.cx.request, "the end of a call could not be audited");
         }
     }
 
@@ -179,10 +202,12 @@ async fn keep(front: &Front, cx: &CallContext, entry: AuditEntry) -> Result<()> 
     front.count_unaudited();
     match audit.options.on_failure {
         AuditFailure::Continue => {
-            tracing::warn!(%error, request_id = %cx.request, "a call goes on without its audit entry");
+            tracing::warn!(name: "unaudited", %error, request_id = %cx.request, "a call goes on without its audit entry");
             Ok(())
         }
         AuditFailure::Refuse => {
+            // The answer's own error is logged with its cause.
+            tracing::debug!(name: "unaudited", request_id = %cx.request, "a call ends because it could not be audited");
             Err(Error::unavailable("keep audit entry", "the call could not be audited").with_source(error))
         }
     }
@@ -207,23 +232,28 @@ struct Watched<T: Served> {
 impl<T: Served> Watched<T> {
     async fn next(watched: Option<Self>) -> Option<(Result<Event<T>>, Option<Self>)> {
         let mut watched = watched?;
-        let error = match select(watched.events.next(), &mut watched.timer).await {
-            Either::Left((None, _)) => return None,
-            Either::Left((Some(Ok(event)), _)) => match watched.take_note(&event).await {
+        let next = watched.events.next().instrument(watched.call.span());
+        let come = match select(next, &mut watched.timer).await {
+            Either::Left((event, _)) => Some(event),
+            Either::Right(_) => None,
+        };
+        let error = match come {
+            Some(None) => return None,
+            Some(Some(Ok(event))) => match watched.take_note(&event).await {
                 Ok(()) => return Some((Ok(event), Some(watched))),
                 Err(error) => error,
             },
-            Either::Left((Some(Err(error)), _)) => error,
-            Either::Right(_) => {
-                Error::timeout("stream", "the answer took too long").with("request", &watched.call.cx.request)
-            }
+            Some(Some(Err(error))) => error,
+            None => Error::timeout("stream", "the answer took too long").with("request", &watched.call.cx.request),
         };
         watched.call.fail(&error, watched.begun);
         Some((Err(error), None))
     }
 
     async fn take_note(&mut self, event: &Event<T>) -> Result<()> {
-        self.begun = true;
+        if !std::mem::replace(&mut self.begun, true) {
+            self.call.told.first(&self.call.cx);
+        }
         match event {
             Event::Delta(delta) => {
                 if let Some(deltas) = &mut self.deltas {

@@ -23,6 +23,7 @@ mod identify;
 mod offer;
 #[cfg(test)]
 mod tests;
+mod told;
 
 pub(super) use admitted::Admitted;
 pub(super) use files::{Reading, Uploading};
@@ -56,6 +57,8 @@ pub(super) struct Ports {
     pub(super) tenant: TenantId,
     pub(super) quotas: Option<Quotas>,
     pub(super) audit: Option<Audit>,
+    /// Whether `tracing` is told what is asked and answered.
+    pub(super) trace_content: bool,
     pub(super) authenticators: Vec<Arc<dyn Authenticator>>,
     pub(super) policy: DataPolicy,
     pub(super) clock: Arc<dyn Clock>,
@@ -138,8 +141,13 @@ impl Front {
     }
 
     /// Whether audit entries hold what was asked and answered.
-    fn keeps_content(&self) -> bool {
+    fn audits_content(&self) -> bool {
         self.ports.audit.as_ref().is_some_and(|audit| audit.options.content)
+    }
+
+    /// Whether anyone is told what was asked and answered.
+    fn keeps_content(&self) -> bool {
+        self.audits_content() || self.ports.trace_content
     }
 
     fn count_unaudited(&self) {

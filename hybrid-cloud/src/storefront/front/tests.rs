@@ -105,6 +105,7 @@ fn shop(items: &[Item], on_failure: AuditFailure) -> Shop {
     let sink: Arc<dyn AuditSink> = entries.clone();
     let ports = Ports {
         audit: Some(Audit { sink, options: AuditOptions { on_failure, content: true } }),
+        trace_content: false,
         quotas: Some(Quotas::new(Box::new(quota), None, Arc::clone(&shared))),
         tenant: TenantId::single(),
         authenticators: Vec::new(),

@@ -35,6 +35,26 @@ pub struct TenantQuota {
     pub money_per_day: Option<Money>,
 }
 
+/// Which of a tenant's limits refused a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Limited {
+    Requests,
+    Tokens,
+    Streams,
+    Money,
+}
+
+impl Limited {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Requests => "requests per minute",
+            Self::Tokens => "tokens per minute",
+            Self::Streams => "streams",
+            Self::Money => "money per day",
+        }
+    }
+}
+
 /// Says what a tenant may use now. It is asked at each request and must not block.
 pub(super) type QuotaOf = Box<dyn Fn(&TenantId) -> TenantQuota + Send + Sync>;
 
@@ -72,7 +92,7 @@ impl Quotas {
         let Some(limit) = (self.of)(tenant).requests_per_minute else { return Ok(()) };
         let used = self.used(tenant);
         let taken = lock(&used.requests).take(self.clock.monotonic(), limit, 1);
-        taken.map_err(|wait| Box::new(ApiError::rate_limited("requests per minute", limit, wait)))
+        taken.map_err(|wait| Box::new(ApiError::rate_limited(Limited::Requests, limit, wait)))
     }
 
     /// Holds what a call is likely to use. Whatever is refused leaves nothing held.
@@ -98,7 +118,7 @@ impl Quotas {
             // A call that is likelier larger than a whole minute waits for a whole minute and overdraws it.
             let tokens = estimate.tokens.min(limit);
             let taken = lock(&holding.used.tokens).take(self.clock.monotonic(), limit, tokens);
-            taken.map_err(|wait| ApiError::rate_limited("tokens per minute", limit, wait))?;
+            taken.map_err(|wait| ApiError::rate_limited(Limited::Tokens, limit, wait))?;
             holding.tokens = Some((limit, tokens));
         }
         if let Some(per_day) = quota.money_per_day {

@@ -38,6 +38,7 @@ async fn an_order_is_the_callers_and_carries_its_request_to_the_kitchen() {
         (answer.status, &answer.body["status"], &answer.body["created_at"]),
         (200, &json!("queued"), &json!(1_772_366_400))
     );
+    assert_eq!(answer.body["request_id"], "r-1");
     assert!(answer.body.get("output").is_none() && answer.body.get("finished_at").is_none());
 }
 

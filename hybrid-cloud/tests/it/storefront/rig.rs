@@ -153,12 +153,12 @@ impl Jobs for Desk {
 
     async fn status(&self, tenant: &TenantId, id: JobId) -> Result<Option<JobStatus>> {
         let orders = self.orders.lock().unwrap();
-        let kind = match orders.iter().find(|(known, order)| *known == id && order.tenant == *tenant) {
-            Some((_, order)) => order.kind.clone(),
-            None if id.to_string() == Self::ALWAYS => JobKind::new("enrich")?,
+        let (kind, request) = match orders.iter().find(|(known, order)| *known == id && order.tenant == *tenant) {
+            Some((_, order)) => (order.kind.clone(), order.request.clone()),
+            None if id.to_string() == Self::ALWAYS => (JobKind::new("enrich")?, None),
             None => return Ok(None),
         };
-        Ok(Some(JobStatus { kind, submitted: NOON.parse()?, end: self.end.lock().unwrap().clone() }))
+        Ok(Some(JobStatus { kind, submitted: NOON.parse()?, request, end: self.end.lock().unwrap().clone() }))
     }
 }
 
