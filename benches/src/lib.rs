@@ -1,13 +1,19 @@
-//! What the benchmarks and the program `ratios` share: the loads, the peers and bounds that they are compared with, and small statistics.
+//! What the benchmarks and the programs `ratios` and `cloud` share: the loads, the peers and bounds that they are compared with, and small statistics.
 //!
 //! A benchmark that cannot do its work has nothing to say, so everything here panics with the error's text where a library would return it.
 
+#[cfg(feature = "cloud")]
+pub mod cloud;
+
 pub mod classifier;
+pub mod guard;
 pub mod http;
 pub mod linear;
 pub mod peers;
 pub mod queue;
 pub mod registry;
+pub mod report;
+pub mod start;
 pub mod statistics;
 pub mod store;
 pub mod swap;

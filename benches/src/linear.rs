@@ -5,7 +5,7 @@ use std::{fs, path::Path, sync::Arc};
 use async_trait::async_trait;
 use hybrid_core::{
     BackendProfile, BoxStream, CallContext, Digest, Error, Event, InferenceBackend, Limits, Locality, Manifest,
-    ModelLoader, Reply, ReplyMeta, Result, ServedModel, Task, Usage,
+    ModelLoader, Price, Reply, ReplyMeta, Result, ServedModel, Task, Usage,
     inference::stream_reply,
     task::{Classification, Classify, ClassifyRequest, ClassifyResponse, LabelScore},
 };
@@ -59,6 +59,12 @@ impl LinearClassifier {
             price: None,
         };
         Self { weights, profile: Arc::new(profile) }
+    }
+
+    /// The same at a price.
+    #[must_use]
+    pub fn at(self, price: Price) -> Self {
+        Self { profile: Arc::new(BackendProfile { price: Some(price), ..(*self.profile).clone() }), ..self }
     }
 }
 

@@ -38,7 +38,7 @@ impl Figure {
     }
 
     /// A figure in which less is better: the median of what we add to the peer's time, below `goal`.
-    pub fn added(name: &str, peer: &str, rounds: &[(Duration, Duration)], goal: Duration) -> Self {
+    pub fn added(name: &str, peer: &str, rounds: &[(Duration, Duration)], goal: Option<Duration>) -> Self {
         let seconds = |time: &Duration| time.as_secs_f64();
         let added = median(rounds.iter().map(|(ours, peer)| seconds(ours) - seconds(peer)));
         let (sign, size) = (if added < 0.0 { "−" } else { "+" }, Duration::from_secs_f64(added.abs()));
@@ -50,8 +50,8 @@ impl Figure {
                 time(Duration::from_secs_f64(median(rounds.iter().map(|(_, peer)| seconds(peer)))))
             ),
             ratio: format!("{sign}{}", time(size)),
-            goal: format!("< {}", time(goal)),
-            met: Some(added < goal.as_secs_f64()),
+            goal: goal.map(|goal| format!("< {}", time(goal))).unwrap_or_default(),
+            met: goal.map(|goal| added < goal.as_secs_f64()),
         }
     }
 
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn what_is_added_may_be_less_than_nothing() {
         let rounds = [(Duration::from_micros(3), Duration::from_micros(5))];
-        let figure = Figure::added("f", "p", &rounds, Duration::from_millis(1));
+        let figure = Figure::added("f", "p", &rounds, Some(Duration::from_millis(1)));
         assert_eq!((&*figure.ratio, &*figure.goal, figure.met), ("−2.00 µs", "< 1.00 ms", Some(true)));
         let table = markdown(&[figure]);
         assert!(table.ends_with("| f | 3.00 µs | 5.00 µs (p) | −2.00 µs | < 1.00 ms | yes |\n"), "{table}");

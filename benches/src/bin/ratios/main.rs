@@ -1,29 +1,25 @@
 //! Measures each figure beside its peer or bound, round by round in one run, and prints one Markdown table.
 //!
-//! `cargo run --release -p hybrid-benches --bin ratios [-- store queue registry classify swap http]`; without names, all of them.
+//! `cargo run --release -p hybrid-benches --bin ratios [-- store queue registry classify swap http stream guard start]`; without names, all of them.
 
-use std::{
-    fs,
-    hint::black_box,
-    io::{self, Write},
-    sync::Arc,
-    time::Duration,
-};
+mod storefront;
+
+use std::{fs, hint::black_box, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hybrid_benches::{
     classifier, context,
-    http::{Asked, CALLERS, Server},
     linear::{self, LinearClassifier},
     must, noise,
     peers::Peers,
     queue::{self, Load},
     registry::{CHANGED, Site, TENSOR_BYTES, bound, write_model},
-    runtime, scratch,
+    report::{self, ROUNDS, rounds},
+    scratch, start,
     statistics::median,
     store::{BareFolder, SIZES, key},
     swap::{LiveSite, Spread, TEXT, measure},
-    table::{Figure, markdown, time},
+    table::{Figure, time},
     timed,
 };
 use hybrid_core::{
@@ -33,49 +29,22 @@ use hybrid_core::{
 use hybrid_local::FolderStore;
 use tokio::runtime::Runtime;
 
-/// Rounds of which the median counts.
-const ROUNDS: usize = 5;
-
-type Group = fn(&Runtime) -> Vec<Figure>;
-const GROUPS: [(&str, Group); 6] = [
-    ("store", store),
-    ("queue", queue),
-    ("registry", registry),
-    ("classify", classify),
-    ("swap", swap),
-    ("http", http),
-];
-
 fn main() {
-    let chosen: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(unknown) = chosen.iter().find(|name| GROUPS.iter().all(|(known, _)| known != name)) {
-        eprintln!("unknown group {unknown:?}; known are store, queue, registry, classify, swap, http");
-        std::process::exit(2);
+    // Started by itself, as what is measured.
+    if start::is_asked() {
+        return start::run();
     }
-    let runtime = runtime();
-    let mut figures = Vec::new();
-    for (name, group) in GROUPS {
-        if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
-            eprintln!("measuring {name}");
-            figures.extend(group(&runtime));
-        }
-    }
-    // A closed pipe is no reason to fail.
-    let _ = io::stdout().write_all(markdown(&figures).as_bytes());
-}
-
-/// Runs both sides once a round, the one that begins taking turns.
-fn rounds<T>(mut ours: impl FnMut() -> T, mut peer: impl FnMut() -> T) -> Vec<(T, T)> {
-    let round = |i| {
-        if i % 2 == 0 {
-            let ours = ours();
-            (ours, peer())
-        } else {
-            let peer = peer();
-            (ours(), peer)
-        }
-    };
-    (0..ROUNDS).map(round).collect()
+    report::print(&[
+        ("store", store),
+        ("queue", queue),
+        ("registry", registry),
+        ("classify", classify),
+        ("swap", swap),
+        ("http", storefront::http),
+        ("stream", storefront::stream),
+        ("guard", storefront::guard),
+        ("start", storefront::start),
+    ]);
 }
 
 fn store(runtime: &Runtime) -> Vec<Figure> {
@@ -219,7 +188,7 @@ fn port(runtime: &Runtime) -> Figure {
         }
     };
     let calls = rounds(|| timed(|| runtime.block_on(through_port())).0 / CALLS, || timed(plain).0 / CALLS);
-    Figure::added("classify: a call through the port", "plain function", &calls, Duration::from_micros(1))
+    Figure::added("classify: a call through the port", "plain function", &calls, Some(Duration::from_micros(1)))
 }
 
 fn swap(runtime: &Runtime) -> Vec<Figure> {
@@ -235,32 +204,11 @@ fn swap(runtime: &Runtime) -> Vec<Figure> {
         format!("{} / {} / {}", middle(|spread| spread.p50), middle(|spread| spread.p99), middle(|spread| spread.max))
     };
     vec![
-        Figure::added("swap: slowest request beside it", "no swap", &slowest, Duration::from_millis(1)),
+        Figure::added("swap: slowest request beside it", "no swap", &slowest, Some(Duration::from_millis(1))),
         Figure::told(
             "swap: p50 / p99 / slowest of all requests",
             told(rounds.iter().map(|round| round.beside).collect()),
             format!("{} (no swap)", told(rounds.iter().map(|round| round.quiet).collect())),
         ),
-    ]
-}
-
-fn http(runtime: &Runtime) -> Vec<Figure> {
-    const REQUESTS: usize = 32_000;
-    let (storefront, bare) = (Server::storefront(runtime), Server::bare(runtime));
-    // The first connections fill caches that the others find full.
-    let _ = (storefront.ask(REQUESTS / 8), bare.ask(REQUESTS / 8));
-    let rounds = rounds(|| storefront.ask(REQUESTS), || bare.ask(REQUESTS));
-    let (ours, peer): (Vec<_>, Vec<_>) = rounds.iter().copied().unzip();
-    let rates: Vec<_> = rounds.iter().map(|(ours, peer)| (ours.rate, peer.rate)).collect();
-    let told = |sides: &[Asked]| {
-        let middle = |of: fn(&Asked) -> Duration| {
-            time(Duration::from_secs_f64(median(sides.iter().map(|asked| of(asked).as_secs_f64()))))
-        };
-        format!("{} / {}", middle(|asked| asked.p50), middle(|asked| asked.p99))
-    };
-    let name = format!("http: classify, {CALLERS} callers");
-    vec![
-        Figure::rate(&name, "requests/s", "bare axum handler", &rates, None),
-        Figure::told(&format!("{name}, p50 / p99"), told(&ours), format!("{} (bare axum handler)", told(&peer))),
     ]
 }
