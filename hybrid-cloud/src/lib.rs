@@ -8,7 +8,8 @@
 //! |---|---|---|
 //! | `storefront` | yes | [`storefront`]: the HTTP surface as an axum `Router` from a builder over ports, and a server for it |
 //! | `aws` | no | `aws`: region, endpoint, credentials, retries and time limits that the AWS adapters share |
-//! | `bedrock` | no | `bedrock`: chat and embedding on Amazon Bedrock |
+//! | `bedrock` | no | `bedrock`: chat and embedding on Amazon Bedrock, imported models too |
+//! | `bedrock-trainer` | no | `bedrock::custom`: models fine-tuned by Bedrock, and models of one's own imported into it |
 //! | `dynamodb` | no | `dynamodb`: live records on DynamoDB |
 //! | `jwt` | no | JSON Web Tokens as credentials of the storefront: `JwtAuthenticator` |
 //! | `lambda` | no | the storefront as a cloud function: `Storefront::serve_lambda` |
@@ -43,5 +44,5 @@ pub mod storefront;
 pub mod telemetry;
 #[cfg(feature = "testkit")]
 pub mod testkit;
-#[cfg(any(feature = "openai", feature = "storefront"))]
+#[cfg(any(feature = "bedrock", feature = "openai", feature = "storefront"))]
 mod wire;

@@ -3,6 +3,7 @@
 use std::{fmt, path::Path};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use crate::{BoxStream, FileName, Key, Result, Timestamp};
 
@@ -11,7 +12,9 @@ use crate::{BoxStream, FileName, Key, Result, Timestamp};
 /// # Behavior
 /// - [`put_file`](Self::put_file) takes the place of a file that is there. Readers see the old file or the new one, whole; when it returns `Ok` the new one is durable.
 /// - A put that fails or is dropped leaves what was there, and as far as it can nothing else; where it cannot, the adapter says what has to be swept.
-/// - [`list`](Self::list) yields each file of a folder once, in byte order of the names.
+/// - [`read_file`](Self::read_file) returns a file's bytes, whoever put it there: so a provider's reports beside what it was given are read too. One of more than
+///   [`MAX_OBJECT_BYTES`](crate::MAX_OBJECT_BYTES) is refused with [`TooLarge`](crate::ErrorKind::TooLarge), one that is not there with [`NotFound`](crate::ErrorKind::NotFound).
+/// - [`list`](Self::list) yields each file of a folder once, in byte order of the names; nothing for a folder that is not there.
 /// - [`delete`](Self::delete) of a file that is not there is `Ok`.
 ///
 /// # Errors
@@ -21,6 +24,8 @@ use crate::{BoxStream, FileName, Key, Result, Timestamp};
 pub trait Staging: fmt::Debug + Send + Sync + 'static {
     /// Copies the local file `source` to `name` in `folder`.
     async fn put_file(&self, folder: &Key, name: &FileName, source: &Path) -> Result<()>;
+    /// Reads the small file `name` in `folder`.
+    async fn read_file(&self, folder: &Key, name: &FileName) -> Result<Bytes>;
     /// The files of `folder`, those in folders below it too.
     fn list(&self, folder: &Key) -> BoxStream<'static, Result<StagedFile>>;
     /// Removes a file.

@@ -5,7 +5,7 @@
 //! # Features
 //! | feature | what it adds |
 //! |---|---|
-//! | `embedded` | `FolderStore`, `SqliteQueue`, `SqliteOutbox`, `SqliteRecordStore`, `SqliteVectorIndex`: artifacts in a folder; jobs, records and embeddings in SQLite files (Unix) |
+//! | `embedded` | `FolderStore`, `FolderStaging`, `SqliteQueue`, `SqliteOutbox`, `SqliteRecordStore`, `SqliteVectorIndex`: artifacts in a folder; jobs, records and embeddings in SQLite files (Unix) |
 //! | `classifier` | `TextClassifierTrainer`, `TextClassifierLoader`, `Device`: text classification on candle, of hashed n-grams or by fine-tuning encoders of the BERT family |
 //! | `decoder` | `DecoderLoader`, `Device`: chat with decoders of the Llama, Mistral and Qwen families on candle, of Hugging Face folders and GGUF files |
 //! | `evaluation` | `evaluation`: golden sets, paired comparison, verdicts; needs neither candle nor SQLite |
@@ -35,7 +35,7 @@ pub use decoder::DecoderLoader;
 #[cfg(any(feature = "classifier", feature = "decoder"))]
 pub use device::{Device, DeviceChoice};
 #[cfg(feature = "embedded")]
-pub use folder_store::FolderStore;
+pub use folder_store::{FolderStaging, FolderStore};
 #[cfg(feature = "embedded")]
 pub use sqlite::{
     SqliteOutbox, SqliteQueue, SqliteQueueOptions, SqliteRecordOptions, SqliteRecordStore, SqliteVectorIndex,

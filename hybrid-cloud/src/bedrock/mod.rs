@@ -1,4 +1,4 @@
-//! Amazon Bedrock: chat through Converse and ConverseStream, embedding through InvokeModel.
+//! Amazon Bedrock: chat through Converse and ConverseStream, embedding and imported models through InvokeModel.
 //!
 //! ```no_run
 //! use hybrid_cloud::{aws::{AwsConfig, AwsOptions}, bedrock::{Bedrock, BedrockOptions, ModelOptions}};
@@ -57,8 +57,11 @@
 
 mod call;
 mod chat;
+#[cfg(feature = "bedrock-trainer")]
+pub mod custom;
 mod embed;
 mod failure;
+mod imported;
 mod invoke;
 mod json;
 mod model_id;
@@ -78,6 +81,7 @@ use self::{call::Caller, model_id::ModelId};
 pub use self::{
     chat::BedrockChat,
     embed::BedrockEmbed,
+    imported::BedrockImportedChat,
     price::{PriceRow, PriceTable},
     retry::RetryPolicy,
 };
@@ -173,6 +177,15 @@ impl Bedrock {
     /// [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) for an id that cannot be a model's, or an ARN of another region.
     pub fn chat(&self, model: ModelOptions) -> Result<BedrockChat> {
         BedrockChat::new(self.caller(&model)?, model)
+    }
+
+    /// An imported model that chats, through InvokeModel: by its ARN, such as `arn:aws:bedrock:us-east-1:123456789012:imported-model/abcdef123456`. Those whose
+    /// architecture Converse knows can be called by [`chat`](Self::chat) too.
+    ///
+    /// # Errors
+    /// As [`chat`](Self::chat).
+    pub fn imported_chat(&self, model: ModelOptions) -> Result<BedrockImportedChat> {
+        Ok(BedrockImportedChat::new(self.caller(&model)?))
     }
 
     /// A model that embeds texts.

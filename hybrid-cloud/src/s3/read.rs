@@ -31,6 +31,19 @@ impl Inner {
         ReadOptions { range: None, digest }.apply(key, bytes)
     }
 
+    /// A file that nobody but its writer has limited in size.
+    pub(super) async fn read_whole(&self, operation: &'static str, name: &str) -> Result<Bytes> {
+        let whole = self.retried(|| self.get(name, None, MAX_OBJECT_BYTES as u64)).await;
+        whole.map(|part| part.bytes).map_err(|error| match (error.kind(), error.context("size")) {
+            (ErrorKind::Corrupt, Some(size)) => {
+                Error::too_large(operation, "the file is over the limit of what is read in one piece")
+                    .with("size", size)
+                    .with("limit", MAX_OBJECT_BYTES)
+            }
+            _ => error,
+        })
+    }
+
     async fn read_range(&self, key: &Key, name: &str, range: Range<u64>) -> Result<Bytes> {
         if range.start >= range.end || range.end > MAX_OFFSET {
             // No request can ask for it, so its place is checked against the size.

@@ -73,6 +73,12 @@ impl Staging for S3Staging {
         })
     }
 
+    async fn read_file(&self, folder: &Key, name: &FileName) -> Result<Bytes> {
+        let name = self.inner.staged_name(folder, name);
+        let read = self.inner.read_whole("read staged file", &name).await;
+        read.map_err(|error| self.inner.about(error, &name))
+    }
+
     fn list(&self, folder: &Key) -> BoxStream<'static, Result<StagedFile>> {
         let prefix = self.inner.location.name(&format!("{folder}/"));
         let root = prefix.len();

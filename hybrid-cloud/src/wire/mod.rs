@@ -1,5 +1,5 @@
-//! The OpenAI API's wire form and its translation from and to [`hybrid_core::task`], for the storefront that serves it and the backend that
-//! calls it.
+//! The OpenAI API's wire form and its translation from and to [`hybrid_core::task`], for the storefront that serves it and the backends
+//! that call it.
 //!
 //! Reading is lenient: fields that nobody here knows are ignored, since servers and clients add them all the time, and what a server may leave
 //! out is optional. What would change an answer's meaning and has no counterpart in [`hybrid_core::task`] is refused by name. Writing is exact.
@@ -10,9 +10,12 @@
 )]
 
 pub(crate) mod chat;
+#[cfg(any(feature = "openai", feature = "storefront"))]
 pub(crate) mod embed;
+#[cfg(any(feature = "openai", feature = "storefront"))]
 pub(crate) mod error;
 pub(crate) mod media;
+#[cfg(any(feature = "openai", feature = "storefront"))]
 pub(crate) mod transcribe;
 
 #[cfg(feature = "storefront")]

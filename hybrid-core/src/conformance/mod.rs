@@ -11,6 +11,7 @@
 //! | [`Trainer`](crate::Trainer) | [`trainer::run`] | [`trainer::TrainerHarness`] |
 //! | [`Outbox`](crate::Outbox) | [`outbox::run`] | [`outbox::OutboxHarness`] |
 //! | [`RecordStore`](crate::RecordStore) | [`records::run`] | [`records::RecordHarness`] |
+//! | [`Staging`](crate::Staging) | [`staging::run`] | [`staging::StagingHarness`] |
 //! | [`VectorIndex`](crate::VectorIndex) | [`vectors::run`] | [`vectors::VectorHarness`] |
 //!
 //! ```
@@ -39,6 +40,7 @@ pub mod inference;
 pub mod outbox;
 pub mod queue;
 pub mod records;
+pub mod staging;
 pub mod trainer;
 pub mod vectors;
 

@@ -2,6 +2,7 @@
 
 mod cached;
 mod root;
+mod staging;
 mod temp;
 mod walk;
 
@@ -27,6 +28,8 @@ use rustix::{
 };
 
 use crate::disk::disk_error;
+pub use staging::FolderStaging;
+
 use root::{Kind, Root, split};
 use temp::TempFolder;
 use walk::Walk;
@@ -210,21 +213,24 @@ impl Inner {
     }
 
     fn write_temporary(&self, bytes: &[u8]) -> Result<temp::TempFile, (PathBuf, Errno)> {
-        let path = || self.root.path().join(temp::NAME);
-        let mut temp = self.temp.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(folder) = &*temp {
-            let folder = Arc::clone(folder);
-            drop(temp);
-            match folder.write(bytes) {
+        let written = match self.temp_folder(None) {
+            Ok(folder) => match folder.write(bytes) {
                 // Somebody has swept the folder away under us; it is ours to make again.
-                Err(Errno::NOENT) => temp = self.temp.lock().unwrap_or_else(PoisonError::into_inner),
-                other => return other.map_err(|error| (path(), error)),
-            }
+                Err(Errno::NOENT) => self.temp_folder(Some(&folder)).and_then(|folder| folder.write(bytes)),
+                other => other,
+            },
+            Err(error) => Err(error),
+        };
+        written.map_err(|error| (self.root.path().join(temp::NAME), error))
+    }
+
+    /// This process's folder of temporary files; another one if it was `swept` away.
+    fn temp_folder(&self, swept: Option<&Arc<TempFolder>>) -> Result<Arc<TempFolder>, Errno> {
+        let mut temp = self.temp.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*temp {
+            Some(folder) if !swept.is_some_and(|swept| Arc::ptr_eq(folder, swept)) => Ok(Arc::clone(folder)),
+            _ => Ok(Arc::clone(temp.insert(Arc::new(TempFolder::new(self.root.fd())?)))),
         }
-        let folder = Arc::new(TempFolder::new(self.root.fd()).map_err(|error| (path(), error))?);
-        *temp = Some(Arc::clone(&folder));
-        drop(temp);
-        folder.write(bytes).map_err(|error| (path(), error))
     }
 
     fn read(&self, key: &Key, options: ReadOptions) -> Result<Bytes> {

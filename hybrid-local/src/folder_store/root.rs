@@ -67,6 +67,12 @@ pub(super) fn kind_of(folder: impl AsFd, name: &str) -> Result<Option<Kind>, Err
 
 /// The size and time of the object `name` in `folder`; none if it is not there or is no object.
 pub(super) fn object_meta(folder: impl AsFd, name: &str, key: &Key) -> Result<Option<ObjectMeta>, Errno> {
+    let found = size_and_time(folder, name)?;
+    Ok(found.map(|(size, created)| ObjectMeta { key: key.clone(), size, created }))
+}
+
+/// The size and the time of the last change of the file `name` in `folder`; none if it is not there or is no file.
+pub(super) fn size_and_time(folder: impl AsFd, name: &str) -> Result<Option<(u64, Timestamp)>, Errno> {
     let stat = match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,
         Err(Errno::NOENT) => return Ok(None),
@@ -79,7 +85,7 @@ pub(super) fn object_meta(folder: impl AsFd, name: &str, key: &Key) -> Result<Op
     }
     let micros = whole(stat.st_mtime).saturating_mul(1_000_000).saturating_add(whole(stat.st_mtime_nsec) / 1_000);
     let size = u64::try_from(stat.st_size).unwrap_or(0);
-    Ok(Some(ObjectMeta { key: key.clone(), size, created: Timestamp::from_unix_micros(micros) }))
+    Ok(Some((size, Timestamp::from_unix_micros(micros))))
 }
 
 /// The fields of `stat` have other integer types on other systems.

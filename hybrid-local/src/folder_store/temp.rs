@@ -15,7 +15,9 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, linkat, mkdirat, openat, statat, unlinkat},
+    fs::{
+        AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, linkat, mkdirat, openat, renameat, statat, unlinkat,
+    },
     io::Errno,
 };
 
@@ -75,17 +77,26 @@ impl TempFolder {
 
     /// Writes `bytes` to a file that has no name in the store yet, and makes them durable.
     pub(super) fn write(self: &Arc<Self>, bytes: &[u8]) -> Result<TempFile, Errno> {
+        self.fill(|file| {
+            let written = file.write_all(bytes);
+            written.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        })
+    }
+
+    /// As [`write`](Self::write), with what `work` writes.
+    pub(super) fn fill<E: From<Errno>>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&mut File) -> Result<(), E>,
+    ) -> Result<TempFile, E> {
         let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(&self.own, name.as_str(), flags, Mode::RUSR | Mode::RGRP | Mode::ROTH)?;
         // From here on the file goes, whatever happens.
         let temp = TempFile { folder: Arc::clone(self), name };
         let mut file = File::from(file);
-        let written = file.write_all(bytes).and_then(|()| file.sync_all());
-        match written {
-            Ok(()) => Ok(temp),
-            Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
-        }
+        work(&mut file)?;
+        file.sync_all().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        Ok(temp)
     }
 }
 
@@ -100,6 +111,11 @@ impl TempFile {
     /// Gives the file the name `name` in `folder`, which must be free.
     pub(super) fn link(&self, folder: impl AsFd, name: &str) -> Result<(), Errno> {
         linkat(&self.folder.own, self.name.as_str(), folder, name, AtFlags::empty())
+    }
+
+    /// Gives the file the name `name` in `folder`, in the place of a file that has it.
+    pub(super) fn rename(self, folder: impl AsFd, name: &str) -> Result<(), Errno> {
+        renameat(&self.folder.own, self.name.as_str(), folder, name)
     }
 }
 

@@ -153,6 +153,11 @@ pub fn event_frame(name: &str, body: &Value) -> Vec<u8> {
     frame([(":event-type", name), (":content-type", "application/json"), (":message-type", "event")], body)
 }
 
+/// A piece of what InvokeModelWithResponseStream answers, in its frame.
+pub fn chunk_frame(body: &Value) -> Vec<u8> {
+    event_frame("chunk", &json!({"bytes": aws_smithy_types::base64::encode(body.to_string())}))
+}
+
 /// An exception in its frame; the name is lower camel, such as `throttlingException`.
 pub fn exception_frame(name: &str, message: &str) -> Vec<u8> {
     let headers = [(":exception-type", name), (":content-type", "application/json"), (":message-type", "exception")];

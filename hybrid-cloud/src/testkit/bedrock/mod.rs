@@ -15,6 +15,7 @@
 //! Signatures are not checked: any credentials do.
 
 mod answer;
+mod control;
 mod http;
 
 use std::{
@@ -32,7 +33,10 @@ use std::{
 use hybrid_core::{Error, Result};
 use serde_json::{Value, json};
 
-pub use self::answer::{Answer, event_frame, exception_frame};
+pub use self::{
+    answer::{Answer, chunk_frame, event_frame, exception_frame},
+    control::{ControlPlane, Course},
+};
 
 /// The server: it listens on a free port of the loopback interface until it is dropped.
 #[derive(Debug)]
@@ -135,7 +139,17 @@ impl Gate {
 impl Reply {
     /// JSON with status 200.
     pub fn json(body: Value) -> Self {
-        Self::new(Body::Json(200, body))
+        Self::json_as(200, body)
+    }
+
+    /// JSON with a status.
+    pub fn json_as(status: u16, body: Value) -> Self {
+        Self::new(Body::Json(status, body))
+    }
+
+    /// A stream of these frames.
+    pub fn frames(frames: impl IntoIterator<Item = Vec<u8>>) -> Self {
+        Self::new(Body::Stream(frames.into_iter().flatten().collect()))
     }
 
     /// An error as Bedrock writes it: its name in `x-amzn-errortype`, its message in the body.

@@ -1,9 +1,12 @@
 //! Bedrock's adapters against a scripted server that speaks the true wire.
 
 mod conformance;
+#[cfg(all(feature = "bedrock-trainer", feature = "s3"))]
+mod custom;
 mod embed;
 mod ends;
 mod faults;
+mod imported;
 mod places;
 mod requests;
 mod responses;

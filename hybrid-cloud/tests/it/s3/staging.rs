@@ -2,16 +2,21 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use hybrid_cloud::{
     s3::{S3Options, S3Staging},
     testkit::{Fault, FaultProxy},
 };
-use hybrid_core::{ErrorKind, FileName, Staging};
+use hybrid_core::{
+    ErrorKind, FileName, Result, Staging,
+    conformance::staging::{self, StagingHarness},
+};
 
 use super::{BOTH, Server, key, noise};
 
@@ -19,6 +24,34 @@ const MIB: usize = 1 << 20;
 
 fn name(name: &str) -> FileName {
     FileName::new(name).unwrap()
+}
+
+#[derive(Debug)]
+struct Harness {
+    server: Server,
+    scratch: tempfile::TempDir,
+}
+
+#[async_trait]
+impl StagingHarness for Harness {
+    async fn staging(&self) -> Result<Arc<dyn Staging>> {
+        let bucket = self.server.bucket().await;
+        Ok(Arc::new(self.server.store(&bucket).await.staging()))
+    }
+
+    fn folder(&self) -> PathBuf {
+        tempfile::tempdir_in(&self.scratch).unwrap().keep()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_contract_is_kept_on_seaweedfs() {
+    staging::run(&Harness { server: Server::Seaweed, scratch: tempfile::tempdir().unwrap() }).await.assert();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_contract_is_kept_on_ministack() {
+    staging::run(&Harness { server: Server::Ministack, scratch: tempfile::tempdir().unwrap() }).await.assert();
 }
 
 async fn fetch(server: Server, bucket: &str, key: &str) -> Vec<u8> {

@@ -5,6 +5,7 @@ mod backend;
 mod outbox;
 mod queue;
 mod records;
+mod staging;
 mod store;
 mod trainer;
 mod vectors;

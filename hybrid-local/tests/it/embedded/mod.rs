@@ -6,6 +6,7 @@ mod model;
 mod outbox;
 mod queue;
 mod records;
+mod staging;
 mod vectors;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
