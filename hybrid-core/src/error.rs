@@ -24,6 +24,7 @@ struct Inner {
     message: Cow<'static, str>,
     context: Vec<(&'static str, String)>,
     retry_after: Option<Duration>,
+    in_doubt: bool,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -76,6 +77,7 @@ impl Error {
             message: message.into(),
             context: Vec::new(),
             retry_after: None,
+            in_doubt: false,
             source: None,
         }))
     }
@@ -99,6 +101,19 @@ impl Error {
     pub fn with_retry_after(mut self, wait: Duration) -> Self {
         self.0.retry_after = Some(wait);
         self
+    }
+
+    /// Says that what was asked may have been done, and may have to be paid for: the answer broke off after the question was out.
+    #[must_use]
+    pub fn in_doubt(mut self) -> Self {
+        self.0.in_doubt = true;
+        self
+    }
+
+    /// Whether what was asked may have been done although the call failed: so for each [`Timeout`](ErrorKind::Timeout), and for what an adapter
+    /// [says](Self::in_doubt).
+    pub fn is_in_doubt(&self) -> bool {
+        self.0.in_doubt || self.0.kind == ErrorKind::Timeout
     }
 
     /// The kind of failure.

@@ -23,6 +23,8 @@ pub(super) struct Failure {
     /// The provider's name for it, such as `ThrottlingException`.
     pub(super) code: Option<String>,
     pub(super) retry_after: Option<Duration>,
+    /// The model may have answered, and its answer is paid for.
+    in_doubt: bool,
     pub(super) context: Vec<(&'static str, String)>,
     pub(super) source: Option<Source>,
 }
@@ -89,7 +91,8 @@ fn judge(code: Option<&str>, status: Option<u16>) -> (ErrorKind, Retry) {
 
 impl Failure {
     fn new(kind: ErrorKind, retry: Retry, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, retry, message: message.into(), code: None, retry_after: None, context: Vec::new(), source: None }
+        let message = message.into();
+        Self { kind, retry, message, code: None, retry_after: None, in_doubt: false, context: Vec::new(), source: None }
     }
 
     /// The provider sent what is no answer.
@@ -99,7 +102,7 @@ impl Failure {
 
     /// The answer stopped before its end.
     pub(super) fn cut(message: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(ErrorKind::Unavailable, Retry::Transient, message)
+        Self { in_doubt: true, ..Self::new(ErrorKind::Unavailable, Retry::Transient, message) }
     }
 
     /// Nothing came for too long.
@@ -222,8 +225,11 @@ impl Failure {
 
     /// The only way out: nobody outside the adapter sees the SDK's errors.
     pub(super) fn into_error(self, operation: &'static str) -> Error {
-        let Self { kind, retry: _, message, code, retry_after, context, source } = self;
+        let Self { kind, retry: _, message, code, retry_after, in_doubt, context, source } = self;
         let mut error = Error::new(kind, operation, message);
+        if in_doubt {
+            error = error.in_doubt();
+        }
         if let Some(code) = code {
             error = error.with("code", code);
         }

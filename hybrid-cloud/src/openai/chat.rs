@@ -224,7 +224,7 @@ impl Streaming {
                 let rest = std::mem::replace(&mut self.parser, SseParser::new(0)).finish();
                 match rest {
                     Ok(Some(rest)) if rest.trim() == "[DONE]" => Ok(true),
-                    _ => Err(Error::unavailable(CHAT, "the stream broke off before its end")),
+                    _ => Err(Error::unavailable(CHAT, "the stream broke off before its end").in_doubt()),
                 }
             }
         }
@@ -236,9 +236,9 @@ impl Streaming {
         let read = async {
             match select(pin!(bytes.next()), stalled).await {
                 Either::Left((chunk, _)) => chunk.transpose(),
-                Either::Right(_) => {
-                    Err(Error::unavailable(CHAT, "the stream stalled").with("limit", format_args!("{stall:?}")))
-                }
+                Either::Right(_) => Err(Error::unavailable(CHAT, "the stream stalled")
+                    .in_doubt()
+                    .with("limit", format_args!("{stall:?}"))),
             }
         };
         self.cx.run(CHAT, read).await

@@ -164,13 +164,14 @@ async fn read(mut response: Response, limit: usize) -> Result<Option<Vec<u8>>, r
 
 /// A call that got no answer, or not all of it.
 pub(super) fn transport(operation: &'static str, error: reqwest::Error) -> Error {
-    let message = if error.is_connect() {
-        "the server cannot be reached"
+    let (message, asked) = if error.is_connect() {
+        ("the server cannot be reached", false)
     } else if error.is_timeout() {
-        "the server took too long"
+        ("the server took too long", true)
     } else {
-        "the connection broke off"
+        ("the connection broke off", true)
     };
     // The address may hold a name that is nobody's business.
-    Error::unavailable(operation, message).with_source(error.without_url())
+    let error = Error::unavailable(operation, message).with_source(error.without_url());
+    if asked { error.in_doubt() } else { error }
 }

@@ -11,7 +11,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use hybrid_core::{BoxFuture, Error, ErrorKind, Result, WriterId};
+use hybrid_core::{BoxFuture, Error, ErrorKind, Note, Result, WriterId};
 use tokio::sync::oneshot;
 
 use super::{
@@ -23,6 +23,12 @@ const APPEND: &str = "append audit entry";
 const OPEN: &str = "open audit log";
 /// Entries that are written and synced together at most.
 const GROUP: usize = 1024;
+/// What a segment may have at most, so that a bucket takes it: an object has at most 16 MiB.
+const MOST_BYTES: u64 = 15 * 1024 * 1024;
+/// What an entry may have at most, so that one in a segment of its own is within [`MOST_BYTES`] with the segment's head.
+const ENTRY_BYTES: usize = 14 * 1024 * 1024;
+/// What a line has beside its entry: number and digest.
+const LINE_BYTES: u64 = 128;
 
 /// How an [`AuditLog`] writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +54,7 @@ impl Default for AuditLogOptions {
 /// - Entries that wait are written and synced together, so that many callers share one wait for the disk.
 /// - Opening it verifies the last segment and cuts off what a crash left half-written, which no caller was told is kept. A line that is broken
 ///   in any other way is an error: somebody has to look.
+/// - What was asked and answered is left out of an entry that would have over 14 MiB with it, and a note `content_left_out` says so.
 /// - A write that fails, as on a full disk, is taken back and its callers are told; the next entries are tried anew. If it cannot be taken back
 ///   the log refuses everything until it is opened again.
 /// - One process at a time: the folder is locked.
@@ -79,7 +86,7 @@ impl AuditLog {
     /// writer's log, [`InvalidInput`](ErrorKind::InvalidInput) for options that cannot be.
     pub fn open(folder: impl Into<PathBuf>, writer: WriterId, options: AuditLogOptions) -> Result<Self> {
         let folder = folder.into();
-        if !(1..=15 * 1024 * 1024).contains(&options.segment_bytes) || options.queue == 0 {
+        if !(1..=MOST_BYTES).contains(&options.segment_bytes) || options.queue == 0 {
             return Err(Error::invalid(OPEN, "segment_bytes must be 1 to 15 MiB, and queue at least 1"));
         }
         let failed = |error: io::Error| failed(OPEN, &folder, &error);
@@ -121,9 +128,7 @@ impl AuditLog {
 impl AuditSink for AuditLog {
     fn append(&self, entry: AuditEntry) -> BoxFuture<'static, Result<()>> {
         let (done, durable) = oneshot::channel();
-        let queued = serde_json::to_string(&entry)
-            .map_err(|error| Error::internal(APPEND, "the entry is no JSON").with_source(error))
-            .and_then(|entry| self.order(Order::Append(entry, done)));
+        let queued = encode(entry).and_then(|entry| self.order(Order::Append(entry, done)));
         Box::pin(async move {
             queued?;
             durable.await.map_err(|_| gone())?
@@ -140,6 +145,27 @@ impl Drop for AuditLog {
             let _ = thread.join();
         }
     }
+}
+
+/// The entry as JSON, without its content where that is too much.
+fn encode(mut entry: AuditEntry) -> Result<String> {
+    let json = |entry: &AuditEntry| {
+        serde_json::to_string(entry).map_err(|error| Error::internal(APPEND, "the entry is no JSON").with_source(error))
+    };
+    let text = json(&entry)?;
+    if text.len() <= ENTRY_BYTES {
+        return Ok(text);
+    }
+    entry.content = None;
+    let detail = format!("the entry had {} bytes with it, and may have {ENTRY_BYTES}", text.len());
+    entry.notes.push(Note { code: "content_left_out".to_owned(), detail });
+    let text = json(&entry)?;
+    if text.len() > ENTRY_BYTES {
+        return Err(Error::too_large(APPEND, "the entry is over the limit without its content, too")
+            .with("bytes", text.len())
+            .with("limit", ENTRY_BYTES));
+    }
+    Ok(text)
 }
 
 fn gone() -> Error {
@@ -227,10 +253,13 @@ impl Segment {
     fn begin(folder: &Path, writer: &WriterId, options: &AuditLogOptions, mut link: Link) -> Result<Self> {
         let path = folder.join(format!("{:020}.jsonl", link.seq));
         let failed = |error: io::Error| failed(OPEN, &path, &error);
-        let mut file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(failed)?;
+        // A segment is there with its head or not at all: on a full disk the next try begins anew.
+        let fresh = folder.join("next");
+        let mut file = File::create(&fresh).map_err(failed)?;
         let mut head = Vec::new();
         link.write_head(writer, &mut head)?;
         file.write_all(&head).and_then(|()| file.sync_all()).map_err(failed)?;
+        fs::rename(&fresh, &path).map_err(failed)?;
         // The name must outlive a crash as the bytes do.
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
         Ok(Self {
@@ -257,12 +286,20 @@ impl Segment {
             for order in group {
                 match order {
                     Order::Append(entry, done) => {
-                        let full =
-                            self.length + text.len() as u64 + entry.len() as u64 + 128 > self.options.segment_bytes;
+                        let line = entry.len() as u64 + LINE_BYTES;
+                        let full = self.length + text.len() as u64 + line > self.options.segment_bytes;
                         if full && link.seq - self.link.seq + self.entries > 0 {
                             self.commit(&mut text, &mut link, &mut waiting);
-                            let _ = self.next().map_err(|error| tracing::error!(%error, "no new audit segment"));
+                            let next = self.next();
                             link = self.link.clone();
+                            if let Err(error) = next {
+                                tracing::error!(%error, "no new audit segment");
+                                // This one grows on, but never over what the bucket takes.
+                                if self.length + line > MOST_BYTES {
+                                    let _ = done.send(Err(error));
+                                    continue;
+                                }
+                            }
                         }
                         link.write_entry(&entry, &mut text);
                         waiting.push(done);

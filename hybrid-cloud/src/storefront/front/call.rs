@@ -166,7 +166,7 @@ impl Call {
                 | ErrorKind::ResourceExhausted
                 | ErrorKind::Unavailable
         );
-        if let Some(holding) = self.holding.take_if(|_| for_nothing && !begun) {
+        if let Some(holding) = self.holding.take_if(|_| for_nothing && !begun && !error.is_in_doubt()) {
             holding.release();
         }
         self.end_unheard(Outcome::Failed(format!("{:?}", error.kind())));

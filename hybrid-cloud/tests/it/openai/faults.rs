@@ -65,6 +65,7 @@ async fn a_stream_cut_at_any_byte_is_an_error() {
                 Err(error) => {
                     assert!(!complete, "{fault:?} at {at}: {error}");
                     assert_eq!(error.kind(), ErrorKind::Unavailable, "{fault:?} at {at}: {error}");
+                    assert!(error.is_in_doubt(), "what was answered may be paid for: {fault:?} at {at}: {error}");
                 }
             }
         }

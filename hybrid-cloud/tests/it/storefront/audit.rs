@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -341,4 +342,111 @@ async fn shipping_goes_on_by_itself_and_once_more_at_the_end() {
     stop.cancel();
     soon(shipping).await.unwrap();
     assert_eq!(verify_bucket(&store, &writer()).await.unwrap().entries, 3);
+}
+
+#[tokio::test]
+async fn a_segment_that_cannot_be_begun_does_not_end_the_log() {
+    let folder = TempDir::new().unwrap();
+    let log = open(folder.path());
+    fill(&log, 0..2).await;
+    // What a full disk does, at the very file.
+    fs::create_dir(folder.path().join("next")).unwrap();
+    for _ in 0..2 {
+        log.seal().await.unwrap_err();
+    }
+    fill(&log, 2..3).await;
+    let store = MemoryStore::default();
+    assert_eq!(log.ship(&store).await.unwrap(), 0, "the segment that is being written is not shipped");
+    fs::remove_dir(folder.path().join("next")).unwrap();
+    log.seal().await.unwrap();
+    fill(&log, 3..4).await;
+    assert_eq!(log.ship(&store).await.unwrap(), 1);
+    assert_eq!(verify_bucket(&store, &writer()).await.unwrap().entries, 3);
+    drop(log);
+    assert_eq!(verify_folder(folder.path()).unwrap().entries, 4);
+}
+
+#[tokio::test]
+async fn a_segment_never_grows_over_what_a_bucket_takes() {
+    let folder = TempDir::new().unwrap();
+    let log = open(folder.path());
+    fs::create_dir(folder.path().join("next")).unwrap();
+    let large = |number| AuditEntry { content: Some(json!("x".repeat(4 << 20))), ..entry(number) };
+    let mut kept = 0;
+    for number in 0..6 {
+        kept += u64::from(log.append(large(number)).await.is_ok());
+    }
+    assert_eq!(kept, 3, "15 MiB hold three");
+    fs::remove_dir(folder.path().join("next")).unwrap();
+    log.append(large(6)).await.unwrap();
+    log.seal().await.unwrap();
+    let store = MemoryStore::default();
+    assert_eq!(log.ship(&store).await.unwrap(), 2);
+    assert_eq!(verify_bucket(&store, &writer()).await.unwrap().entries, 4);
+}
+
+#[tokio::test]
+async fn content_that_is_too_much_for_an_entry_is_left_out_and_said_to_be() {
+    let folder = TempDir::new().unwrap();
+    let log = open(folder.path());
+    log.append(AuditEntry { content: Some(json!("x".repeat(26 << 20))), ..entry(1) }).await.unwrap();
+    log.append(AuditEntry { content: Some(json!("x".repeat(13 << 20))), ..entry(2) }).await.unwrap();
+    log.seal().await.unwrap();
+    let store = MemoryStore::default();
+    assert_eq!(log.ship(&store).await.unwrap(), 2);
+    let [first, second] = entries(folder.path()).try_into().unwrap();
+    assert_eq!((&first["content"], &first["notes"][0]["code"]), (&Value::Null, &json!("content_left_out")));
+    assert_eq!(second["content"].as_str().map(str::len), Some(13 << 20));
+    let whole = AuditEntry { subject: "x".repeat(15 << 20), ..entry(3) };
+    assert_eq!(log.append(whole).await.unwrap_err().kind(), ErrorKind::TooLarge);
+}
+
+/// A disk of one mebibyte over a folder, where the system lets this user mount it.
+struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    fn mount(folder: &'a Path) -> Option<Self> {
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(folder).output();
+        match mount {
+            Ok(output) if output.status.success() => Some(Self(folder)),
+            other => {
+                println!("skipped: no small disk can be mounted: {other:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_entries_keeps_what_it_has_and_goes_on_once_there_is_space() {
+    let folder = TempDir::new().unwrap();
+    let Some(_disk) = SmallDisk::mount(folder.path()) else { return };
+    let options = AuditLogOptions { segment_bytes: 100_000, sync: false, ..AuditLogOptions::default() };
+    let log = AuditLog::open(folder.path(), writer(), options.clone()).unwrap();
+    let large = |number| AuditEntry { content: Some(json!("x".repeat(30_000))), ..entry(number) };
+    let mut kept = 0;
+    let error = loop {
+        match log.append(large(kept)).await {
+            Ok(()) => kept += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
+    assert!(kept > 20);
+    // Shipped segments go to the bucket, and their files may go from here.
+    let store = MemoryStore::default();
+    log.ship(&store).await.unwrap_or_default();
+    fs::remove_file(&segments(folder.path())[0]).unwrap();
+    log.append(large(kept)).await.unwrap();
+    log.seal().await.unwrap();
+    log.ship(&store).await.unwrap();
+    assert_eq!(verify_bucket(&store, &writer()).await.unwrap().entries, kept as u64 + 1);
+    drop(log);
+    AuditLog::open(folder.path(), writer(), options).unwrap();
 }

@@ -29,7 +29,7 @@ fn usd(decimal: &str) -> Money {
 #[derive(Debug)]
 struct Metered {
     tokens: AtomicU64,
-    fails: Option<ErrorKind>,
+    fails: Option<(ErrorKind, bool)>,
 }
 
 impl Metered {
@@ -37,8 +37,8 @@ impl Metered {
         Arc::new(Self { tokens: tokens.into(), fails: None })
     }
 
-    fn failing(kind: ErrorKind) -> Arc<Self> {
-        Arc::new(Self { tokens: 0.into(), fails: Some(kind) })
+    fn failing(kind: ErrorKind, in_doubt: bool) -> Arc<Self> {
+        Arc::new(Self { tokens: 0.into(), fails: Some((kind, in_doubt)) })
     }
 }
 
@@ -63,8 +63,9 @@ impl InferenceBackend<Classify> for Metered {
     }
 
     async fn infer(&self, _: &CallContext, _: ClassifyRequest) -> Result<Reply<Classify>> {
-        if let Some(kind) = self.fails {
-            return Err(Error::new(kind, "infer", "told to fail"));
+        if let Some((kind, in_doubt)) = self.fails {
+            let error = Error::new(kind, "infer", "told to fail");
+            return Err(if in_doubt { error.in_doubt() } else { error });
         }
         let usage = Usage { input_tokens: self.tokens.load(Ordering::Relaxed), ..Usage::default() };
         Ok(Reply { response: labelled("order"), meta: ReplyMeta::of(&self.profile(), Duration::ZERO, usage)? })
@@ -161,15 +162,16 @@ async fn a_day_whose_money_is_spent_is_not_worth_trying_again() {
 
 #[tokio::test]
 async fn a_call_that_failed_for_certain_costs_nothing_and_one_that_may_have_cost_is_charged() {
-    for (kind, calls) in [
-        (ErrorKind::Unavailable, 50),
-        (ErrorKind::RateLimited, 50),
-        (ErrorKind::InvalidInput, 50),
-        (ErrorKind::Timeout, 5),
-        (ErrorKind::Internal, 5),
+    for (kind, in_doubt, calls) in [
+        (ErrorKind::Unavailable, false, 50),
+        (ErrorKind::RateLimited, false, 50),
+        (ErrorKind::InvalidInput, false, 50),
+        (ErrorKind::Unavailable, true, 5),
+        (ErrorKind::Timeout, false, 5),
+        (ErrorKind::Internal, false, 5),
     ] {
         let quota = TenantQuota { money_per_day: Some(usd("0.003")), ..TenantQuota::default() };
-        let router = shop(&noon(), Metered::failing(kind), quota);
+        let router = shop(&noon(), Metered::failing(kind, in_doubt), quota);
         for _ in 0..calls {
             assert_ne!(ask(&router, "a").await.error("code"), "insufficient_quota", "{kind:?}");
         }
