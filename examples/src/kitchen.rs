@@ -7,13 +7,12 @@ use hybrid_core::{Cancellation, Error, Progress, ProgressEvent, Result};
 use hybrid_local::DeviceChoice;
 use hybrid_sync::worker::{Worker, WorkerOptions};
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
 
-use crate::{locations::Locations, renewal::renew_channels, site::Site, train_job::TrainHandler};
+use crate::{locations::Locations, log::say, renewal::renew_channels, site::Site, train_job::TrainHandler};
 
 /// Runs a kitchen on a site's queue and bucket.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version)]
 pub struct Args {
     /// Where the site is.
     #[command(flatten)]
@@ -75,7 +74,10 @@ pub async fn run(args: Args) -> Result<()> {
         asked.cancel();
     });
     if args.events {
-        say(&KitchenEvent::Ready { pid: std::process::id() });
+        tell(&KitchenEvent::Ready { pid: std::process::id() });
+    } else {
+        let (bucket, queue) = site.locations().described();
+        say(std::io::stderr(), format_args!("ready: takes jobs from {queue} for {bucket}; stops on Ctrl-C"));
     }
     let renewal = tokio::spawn(renew_channels(site, stop.clone()));
     worker.run(stop).await;
@@ -99,17 +101,19 @@ pub async fn signals() {
     let _ = interrupt.await;
 }
 
+/// Waits on a thread of its own, which no end of the program waits for: a read of standard input cannot be called off.
 async fn input_ends() {
-    let mut input = tokio::io::stdin();
-    let mut buffer = [0; 64];
-    while matches!(input.read(&mut buffer).await, Ok(1..)) {}
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = ended.send(());
+    });
+    let _ = end.await;
 }
 
-fn say(event: &KitchenEvent) {
-    use std::io::Write;
+fn tell(event: &KitchenEvent) {
     if let Ok(line) = serde_json::to_string(event) {
-        // A parent that has gone is no reason to stop working.
-        let _ = writeln!(std::io::stdout().lock(), "{line}");
+        say(std::io::stdout(), line);
     }
 }
 
@@ -118,7 +122,7 @@ struct EventLines;
 
 impl Progress for EventLines {
     fn report(&self, event: ProgressEvent) {
-        say(&KitchenEvent::Progress(event));
+        tell(&KitchenEvent::Progress(event));
     }
 }
 

@@ -10,6 +10,7 @@ pub mod function;
 pub mod kitchen;
 pub mod locations;
 pub mod log;
+pub mod order;
 pub mod quickstart;
 pub mod renewal;
 pub mod site;

@@ -1,7 +1,11 @@
-//! Log lines on standard error, so that standard output stays for results.
+//! What programs say beside their results: log lines and the last error, on standard error, so that standard output stays for results.
 
-use std::io::IsTerminal;
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
 
+use hybrid_core::Result;
 use tracing::Subscriber;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, registry::LookupSpan, util::SubscriberInitExt};
 
@@ -18,4 +22,20 @@ where
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     lines.with_ansi(std::io::stderr().is_terminal()).with_filter(filter)
+}
+
+/// Ends a program: an error is told in one line.
+pub fn end(done: Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(std::io::stderr(), format_args!("error: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes a line. A reader that has gone, such as `head`, is no reason to stop.
+pub fn say(mut to: impl Write, line: impl std::fmt::Display) {
+    let _ = writeln!(to, "{line}");
 }

@@ -91,28 +91,44 @@ impl Site {
         self.locations.open_queue().await
     }
 
-    /// The builder key and the release key, made when first asked for. Only the kitchen asks.
+    /// The builder key and the release key, made when first asked for, with their public halves beside them. Only the kitchen asks.
     ///
     /// # Errors
-    /// Those of [`FileSigner::open_or_generate`].
+    /// Those of [`FileSigner::open_or_generate`], and of writing the public halves.
     pub fn signers(&self) -> Result<(FileSigner, FileSigner)> {
-        let open = |name: &str| FileSigner::open_or_generate(&self.keys().join(name));
-        Ok((open("builder.pem")?, open("release.pem")?))
+        let open = |name: &str| {
+            let signer = FileSigner::open_or_generate(&self.keys().join(format!("{name}.pem")))?;
+            let public = self.public_key(name);
+            if !public.exists() {
+                std::fs::write(&public, signer.public_key_pem())
+                    .map_err(|error| io("write public key", &public, error))?;
+            }
+            Ok::<_, Error>(signer)
+        };
+        Ok((open("builder")?, open("release")?))
     }
 
-    /// The public keys that this site trusts. A storefront on another machine is given these two and no private key.
+    /// The public keys that this site trusts. A storefront on another machine is given these two and no private key. Where bucket and queue are in
+    /// this folder, the kitchen is too, and they are made when they are not there yet.
     ///
     /// # Errors
-    /// Those of [`signers`](Self::signers) on a new site, and of reading and writing the key files.
+    /// [`NotFound`](ErrorKind::NotFound) that names the files to bring here, and those of [`signers`](Self::signers).
     pub fn trust(&self) -> Result<Trust> {
-        let (builder, release) = (self.keys().join("builder.pub.pem"), self.keys().join("release.pub.pem"));
-        if !release.exists() {
-            let signers = self.signers()?;
-            for (path, signer) in [(&builder, &signers.0), (&release, &signers.1)] {
-                std::fs::write(path, signer.public_key_pem()).map_err(|error| io("write public key", path, error))?;
+        let (builder, release) = (self.public_key("builder"), self.public_key("release"));
+        if !(builder.exists() && release.exists()) {
+            if self.locations.artifacts.is_some() {
+                let message = "the kitchen's public keys are not here; copy both files from the kitchen's folder of keys, or start it here first";
+                return Err(Error::not_found("read public keys", message)
+                    .with("builder", builder.display())
+                    .with("release", release.display()));
             }
+            self.signers()?;
         }
         Ok(Trust { builders: vec![PublicKey::open(&builder)?], releases: vec![PublicKey::open(&release)?] })
+    }
+
+    fn public_key(&self, name: &str) -> PathBuf {
+        self.keys().join(format!("{name}.pub.pem"))
     }
 
     /// The clock of a deployment: the machine's, unless it was given another.

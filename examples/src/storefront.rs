@@ -16,11 +16,11 @@ use hybrid_sync::{
 };
 use tokio::{net::TcpListener, sync::broadcast, task::JoinSet};
 
-use crate::{data::LABELS, kitchen::signals, locations::Locations, site::Site};
+use crate::{data::LABELS, kitchen::signals, locations::Locations, log::say, site::Site};
 
 /// Serves a site's model over HTTP.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version)]
 pub struct Args {
     /// Where the site is.
     #[command(flatten)]
@@ -194,7 +194,7 @@ impl Storefront {
 pub async fn run(args: Args) -> Result<()> {
     let site = Site::open(&args.locations).await?;
     let storefront = Storefront::start(&site, args.model, args.listen).await?;
-    println!("http://{}", storefront.address());
+    say(std::io::stdout(), format_args!("http://{}", storefront.address()));
     signals().await;
     storefront.stop().await
 }

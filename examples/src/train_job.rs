@@ -134,21 +134,12 @@ impl TrainOutcome {
     }
 }
 
-/// What the bucket's results say about a model so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct History {
-    /// The next version's number.
-    pub next_version: u64,
-    /// Segments that taught a refused version and are not to be learnt from again.
-    pub set_aside: BTreeSet<Key>,
-}
-
-/// Reads the results of all training jobs of a model.
+/// The segments that taught a refused version of a model and are not to be learnt from again: what the results of its training jobs say.
 ///
 /// # Errors
 /// Those of the store.
-pub async fn history(store: &dyn ArtifactStore, tenant: &TenantId, model: &ModelName) -> Result<History> {
-    let mut history = History { next_version: 1, set_aside: BTreeSet::new() };
+pub async fn set_aside(store: &dyn ArtifactStore, tenant: &TenantId, model: &ModelName) -> Result<BTreeSet<Key>> {
+    let mut set_aside = BTreeSet::new();
     for meta in store.list_all(&format!("t/{tenant}/jobs/")).await? {
         if !meta.key.as_str().ends_with("/result") {
             continue;
@@ -161,11 +152,10 @@ pub async fn history(store: &dyn ArtifactStore, tenant: &TenantId, model: &Model
                 .with_source(error)
         })?;
         if outcome.model == *model {
-            history.next_version = history.next_version.max(outcome.version + 1);
-            history.set_aside.extend(outcome.set_aside);
+            set_aside.extend(outcome.set_aside);
         }
     }
-    Ok(history)
+    Ok(set_aside)
 }
 
 /// Carries out training jobs.

@@ -8,23 +8,27 @@ use hybrid_core::{Clock, Error, Result, SystemClock, TenantId};
 
 /// Makes an API key. Add the record on standard output to the list `{"format": "hybrid.api-keys/1", "keys": [record, …]}`.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version)]
 struct Args {
     /// Whose key it is.
     #[arg(long)]
     tenant: TenantId,
     /// Who within the tenant: a person or a program.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     subject: String,
     /// What it may do, once for each scope; everything where left out.
     #[arg(long = "scope")]
     scopes: Vec<Scope>,
     /// For how many days it holds; without end where left out.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     days: Option<u32>,
 }
 
-fn main() -> Result<()> {
+fn main() -> std::process::ExitCode {
+    hybrid_examples::log::end(make())
+}
+
+fn make() -> Result<()> {
     let Args { tenant, subject, scopes, days } = Parser::parse();
     let now = SystemClock.now();
     let key = NewKey::generate(tenant, subject, now)?;

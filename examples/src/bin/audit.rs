@@ -9,7 +9,7 @@ use hybrid_examples::locations::Locations;
 
 /// Verifies an audit log, in a folder or in the bucket.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version)]
 struct Args {
     /// The folder of a storefront's own log.
     #[arg(long, conflicts_with = "writer", required_unless_present = "writer")]
@@ -25,7 +25,11 @@ struct Args {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
+async fn main() -> std::process::ExitCode {
+    hybrid_examples::log::end(verify().await)
+}
+
+async fn verify() -> Result<()> {
     let Args { folder, writer, locations, at_least } = Parser::parse();
     let verified = match (folder, writer) {
         (Some(folder), _) => verify_folder(&folder)?,

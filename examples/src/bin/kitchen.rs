@@ -1,8 +1,8 @@
 //! The kitchen as a program: see `hybrid_examples::kitchen`.
 
-use hybrid_examples::{kitchen, telemetry::observed};
+use hybrid_examples::{kitchen, log, telemetry::observed};
 
 #[tokio::main]
-async fn main() -> hybrid_core::Result<()> {
-    observed("kitchen", kitchen::run).await
+async fn main() -> std::process::ExitCode {
+    log::end(observed("kitchen", kitchen::run).await)
 }

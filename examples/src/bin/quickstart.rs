@@ -24,15 +24,8 @@ enum Command {
 async fn main() -> std::process::ExitCode {
     log::start();
     let cli = Cli::parse();
-    let done = match cli.command {
+    log::end(match cli.command {
         Some(Command::Kitchen(args)) => kitchen::run(args).await,
         None => quickstart::run_and_print(cli.quickstart).await,
-    };
-    match done {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    })
 }

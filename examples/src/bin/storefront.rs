@@ -1,8 +1,8 @@
 //! The storefront as a program: see `hybrid_examples::storefront`.
 
-use hybrid_examples::{storefront, telemetry::observed};
+use hybrid_examples::{log, storefront, telemetry::observed};
 
 #[tokio::main]
-async fn main() -> hybrid_core::Result<()> {
-    observed("storefront", storefront::run).await
+async fn main() -> std::process::ExitCode {
+    log::end(observed("storefront", storefront::run).await)
 }

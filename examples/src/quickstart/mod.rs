@@ -8,8 +8,9 @@ pub mod summary;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Parser;
-use hybrid_core::{DatasetName, DatasetRef, Error, JobKind, ModelName, Result, SystemIds, TenantId, Verdict};
-use hybrid_sync::job::{self, Job};
+use hybrid_core::{Error, ModelName, Result, TenantId, Verdict};
+use hybrid_local::DeviceChoice;
+use hybrid_sync::job;
 
 use self::{
     client::{Client, Traffic},
@@ -21,14 +22,16 @@ use crate::{
     data::Decided,
     kitchen::KitchenEvent,
     locations::Locations,
+    log::say,
+    order,
     site::Site,
     storefront::Storefront,
-    train_job::{self, TrainJob, TrainOutcome},
+    train_job::{self, TrainOutcome},
 };
 
 /// Shows the whole loop on one machine.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version)]
 pub struct Args {
     /// Where the site is; run again in the same place and it goes on from the version in service.
     #[command(flatten)]
@@ -41,7 +44,7 @@ pub struct Args {
     pub listen: SocketAddr,
     /// Where the kitchen computes: auto, cpu, metal or cuda:n.
     #[arg(long, default_value = "auto")]
-    pub device: String,
+    pub device: DeviceChoice,
     /// Print the outcome as one JSON object on the last line of standard output.
     #[arg(long)]
     pub json: bool,
@@ -62,6 +65,8 @@ pub async fn run(args: Args) -> Result<Summary> {
     let start = std::time::Instant::now();
     let show = Arc::new(Show::default());
     let site = Site::open(&args.locations).await?;
+    // Both halves are here, whatever lies between them.
+    site.signers()?;
     let chapters = CHAPTERS
         .map(|(file, title)| Decided::read(&args.data.join(file)).map(|decided| (title, decided)))
         .into_iter()
@@ -98,13 +103,14 @@ pub async fn run_and_print(args: Args) -> Result<()> {
         let line = serde_json::to_string(&summary).map_err(|error| {
             Error::internal("print summary", "the summary cannot be written as JSON").with_source(error)
         })?;
-        println!("{line}");
+        say(std::io::stdout(), line);
     }
     Ok(())
 }
 
 fn start_kitchen(args: &Args, show: &Arc<Show>) -> KitchenProcess {
-    let arguments = ["--events", "--until-input-ends", "--lease-ms", "2000", "--device", &args.device];
+    let device = args.device.to_string();
+    let arguments = ["--events", "--until-input-ends", "--lease-ms", "2000", "--device", &device];
     let mut arguments: Vec<String> = arguments.map(str::to_owned).into();
     arguments.extend(args.locations.arguments());
     let show = Arc::clone(show);
@@ -166,16 +172,9 @@ impl Run {
 
     /// Sends a training job over all judgments but those set aside, and waits for its result.
     async fn train(&mut self) -> Result<TrainOutcome> {
-        let (store, queue, clock) = (self.site.store(), self.site.queue().await?, self.site.clock());
-        let tenant = TenantId::single();
-        let history = train_job::history(&*store, &tenant, &self.model).await?;
-        let mut dataset = DatasetRef::fix(&*store, &tenant, &DatasetName::new("bakery")?).await?;
-        dataset.segments.retain(|segment| !history.set_aside.contains(&segment.key));
-        let payload = TrainJob::new(self.model.clone(), history.next_version, dataset, self.golden.clone());
-        let job = Job::new(&SystemIds::default(), &*clock, tenant.clone(), JobKind::new("train")?, payload)?;
-        job::submit(&*queue, &*store, &job).await?;
-
-        let waiting = job::wait_for_result(&*store, &tenant, job.id, &*clock, Duration::from_millis(50));
+        let (store, clock) = (self.site.store(), self.site.clock());
+        let (job, _) = order::training(&self.site, self.model.clone(), self.golden.clone()).await?;
+        let waiting = job::wait_for_result(&*store, &job.tenant, job.id, &*clock, Duration::from_millis(50));
         let result = tokio::select! {
             result = waiting => result?,
             error = self.kitchen.failed() => return Err(error),
@@ -225,7 +224,7 @@ impl Run {
         let (bucket, queue) = self.site.locations().described();
         self.show.line(format!(
             "\nLook around in {bucket}\n  channels/   what was in service when, signed\n  manifests/  each version: files, lineage, verdict\n  \
-             t/default/  judgments, job results, evaluation reports (report.md)\nThe queue is {queue}, empty now"
+             t/default/  judgments, job results, evaluation reports (report.md)\nThe queue is {queue}"
         ));
         Ok(summary)
     }

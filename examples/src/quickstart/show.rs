@@ -7,7 +7,7 @@ use hybrid_core::ProgressEvent;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::summary::{Summary, VersionRow};
-use crate::storefront::PickUp;
+use crate::{log::say, storefront::PickUp};
 
 /// Writes the transcript.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl Show {
     /// A line of the story.
     pub fn line(&self, text: impl AsRef<str>) {
         // Bars hide without a terminal and take their lines with them; the story must not.
-        if self.bar.is_hidden() { eprintln!("{}", text.as_ref()) } else { self.bar.println(text) }
+        if self.bar.is_hidden() { say(std::io::stderr(), text.as_ref()) } else { self.bar.println(text) }
     }
 
     /// The heading of a chapter.
