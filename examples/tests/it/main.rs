@@ -12,6 +12,7 @@ mod crash;
 #[cfg(feature = "lambda")]
 mod function;
 mod policy;
+mod programs;
 mod quickstart;
 #[cfg(feature = "telemetry")]
 mod telemetry;
