@@ -6,6 +6,7 @@ mod teller;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
+use axum::serve::ListenerExt;
 use hybrid_cloud::storefront::Storefront;
 use hybrid_core::{Cancellation, ServedModel};
 use tokio::{net::TcpListener, runtime::Runtime};
@@ -42,6 +43,8 @@ impl Server {
     /// The same models behind one axum handler each and nothing else.
     pub fn bare(runtime: &Runtime) -> Self {
         Self::start(runtime, |listener, stop| async move {
+            // As the storefront does: without it a stream waits for the client's delayed acknowledgements.
+            let listener = listener.tap_io(|stream| must(stream.set_nodelay(true)));
             must(axum::serve(listener, bare_router()).with_graceful_shutdown(stop.cancelled_owned()).await);
         })
     }
