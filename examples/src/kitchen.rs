@@ -1,4 +1,4 @@
-//! The kitchen: a worker that trains, judges, publishes and releases on its own schedule, on a machine you own.
+//! The kitchen: a worker that trains, judges, publishes and releases on its own schedule, on a machine you own, and labels files for customers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,10 @@ use hybrid_local::DeviceChoice;
 use hybrid_sync::worker::{Worker, WorkerOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::{locations::Locations, log::say, renewal::renew_channels, site::Site, train_job::TrainHandler};
+use crate::{
+    label_job::LabelHandler, locations::Locations, log::say, renewal::renew_channels, site::Site,
+    train_job::TrainHandler,
+};
 
 /// Runs a kitchen on a site's queue and bucket.
 #[derive(Debug, Parser)]
@@ -62,6 +65,7 @@ pub async fn run(args: Args) -> Result<()> {
         .options(options)
         .progress(move |_job| Arc::clone(&progress))
         .handler(TrainHandler::open(&site, args.device)?)
+        .handler(LabelHandler::open(&site, args.device)?)
         .build()?;
 
     let stop = Cancellation::new();

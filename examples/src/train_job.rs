@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use hybrid_core::{
     ArtifactStore, ArtifactStoreExt, CallContext, Candidate, CandidateFile, CandidateOutput, ChannelName, DatasetRef,
-    Digest, Document, Error, ErrorKind, Hasher, InferenceBackend, Key, Lineage, Manifest, ModelLoader, ModelName,
-    ReadOptions, RequestId, Result, TenantId, TrainPlan, TrainRun, Trainer, Verdict, VerdictRecord, task::Classify,
+    Digest, Document, Error, ErrorKind, Hasher, Key, Lineage, Manifest, ModelLoader, ModelName, ReadOptions, RequestId,
+    Result, TenantId, TrainPlan, TrainRun, Trainer, Verdict, VerdictRecord,
 };
 use hybrid_local::{
     Device, DeviceChoice, TextClassifierLoader, TextClassifierTrainer,
@@ -22,16 +22,14 @@ use hybrid_local::{
 };
 use hybrid_sync::{
     job::{JobResult, Outcome, read_result},
-    registry::{
-        Draft, FetchOptions, FileSigner, InUse, Namespace, PublishOptions, Registry, Release, Trust, hold_versions,
-        prune_cache,
-    },
+    registry::{Draft, FileSigner, Namespace, PublishOptions, Registry, Release, Trust, hold_versions, prune_cache},
     worker::{JobContext, JobHandler, Resource},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
     quickstart::summary::VersionRow,
+    serving::Serving,
     site::{Site, io, make_folder},
 };
 
@@ -172,14 +170,6 @@ pub struct TrainHandler {
     scratch: PathBuf,
 }
 
-/// A version that is in service, ready to be compared with.
-struct Incumbent {
-    digest: Digest,
-    manifest: Manifest,
-    backend: Arc<dyn InferenceBackend<Classify>>,
-    _in_use: InUse,
-}
-
 impl TrainHandler {
     /// A handler with the keys, folders and bucket of a site.
     ///
@@ -216,17 +206,15 @@ impl TrainHandler {
         }
     }
 
-    async fn incumbent(&self, cx: &JobContext, job: &TrainJob) -> Result<Option<Incumbent>> {
-        let channel = self.registry.channel(&job.plan.model, &job.channel);
-        let Some(head) = channel.head(&self.trust.releases).await? else { return Ok(None) };
-        let digest = head.statement.manifest;
-        let options = FetchOptions { cancel: cx.cancel.clone(), ..FetchOptions::default() };
-        let fetched = self.registry.fetch(digest, &self.trust, &self.cache, options).await?;
-        let backend = self.loader.load(&fetched.manifest, digest, &fetched.folder).await?;
-        // The kitchen needs no version but the one in service: the cache keeps that and lets the others go.
-        hold_versions(&self.cache, "kitchen", &[digest]).await?;
-        prune_cache(&self.cache).await?;
-        Ok(Some(Incumbent { digest, manifest: fetched.manifest, backend, _in_use: fetched.in_use }))
+    async fn incumbent(&self, cx: &JobContext, job: &TrainJob) -> Result<Option<Serving>> {
+        let serving = (&job.plan.model, &job.channel);
+        let serving = Serving::load(cx, &self.registry, serving, &self.trust, &self.cache, &self.loader).await?;
+        if let Some(serving) = &serving {
+            // The kitchen needs no version but the one in service: the cache keeps that and lets the others go.
+            hold_versions(&self.cache, "kitchen", &[serving.digest]).await?;
+            prune_cache(&self.cache).await?;
+        }
+        Ok(serving)
     }
 
     /// Judges a candidate before it has a manifest of its own.
@@ -235,7 +223,7 @@ impl TrainHandler {
         cx: &JobContext,
         job: &TrainJob,
         candidate: &Candidate,
-        incumbent: Option<&Incumbent>,
+        incumbent: Option<&Serving>,
     ) -> Result<Report> {
         let bytes = cx.store.read(&job.golden.key, ReadOptions::verified(job.golden.digest)).await?;
         let golden = GoldenSet::from_jsonl(job.golden.key.as_str(), &bytes)?;

@@ -14,10 +14,10 @@ use url::Url;
 const KNOWN: [&str; 5] = ["region", "endpoint", "profile", "path-style", "listing"];
 
 pub(super) async fn store(url: &Url) -> Result<Arc<dyn ArtifactStore>> {
-    let query = query("open bucket", url)?;
+    let query = query("open bucket", url.query().unwrap_or_default())?;
     let bucket =
         url.host_str().ok_or_else(|| Error::invalid("open bucket", "the URL names no bucket").with("url", url))?;
-    let config = config(&query, None).await?;
+    let config = load(&query, None).await?;
     let location = S3Location::new(bucket, url.path().trim_matches('/'))?;
     let path_style = query.get("path-style").is_some_and(|value| value == "true");
     let listing = match query.get("listing").map(String::as_str) {
@@ -32,11 +32,11 @@ pub(super) async fn store(url: &Url) -> Result<Arc<dyn ArtifactStore>> {
 }
 
 pub(super) async fn queue(url: &Url) -> Result<Arc<dyn JobQueue>> {
-    let query = query("open queue", url)?;
+    let query = query("open queue", url.query().unwrap_or_default())?;
     let host = url.host_str().ok_or_else(|| Error::invalid("open queue", "the URL names no host").with("url", url))?;
     // A queue's URL says where it is: sqs.<region>.amazonaws.com.
     let region = host.strip_prefix("sqs.").and_then(|rest| rest.split_once(".amazonaws.")).map(|(region, _)| region);
-    let config = config(&query, region).await?;
+    let config = load(&query, region).await?;
     let root = match query.get("endpoint") {
         Some(endpoint) => endpoint.trim_end_matches('/').to_owned(),
         None => format!("https://{host}"),
@@ -45,15 +45,20 @@ pub(super) async fn queue(url: &Url) -> Result<Arc<dyn JobQueue>> {
     Ok(Arc::new(queue))
 }
 
-async fn config(query: &HashMap<String, String>, region: Option<&str>) -> Result<AwsConfig> {
+/// The configuration that what stands behind a question mark describes.
+pub(crate) async fn config(operation: &'static str, text: &str) -> Result<AwsConfig> {
+    load(&query(operation, text)?, None).await
+}
+
+async fn load(query: &HashMap<String, String>, region: Option<&str>) -> Result<AwsConfig> {
     let one = |name: &str| query.get(name).cloned();
     let region = one("region").or_else(|| region.map(str::to_owned));
     AwsConfig::load(AwsOptions { region, endpoint: one("endpoint"), profile: one("profile"), ..AwsOptions::default() })
         .await
 }
 
-fn query(operation: &'static str, url: &Url) -> Result<HashMap<String, String>> {
-    let query: HashMap<_, _> = url.query_pairs().into_owned().collect();
+fn query(operation: &'static str, text: &str) -> Result<HashMap<String, String>> {
+    let query: HashMap<_, _> = url::form_urlencoded::parse(text.as_bytes()).into_owned().collect();
     match query.keys().find(|name| !KNOWN.contains(&name.as_str())) {
         None => Ok(query),
         Some(unknown) => Err(Error::invalid(operation, "the URL has a parameter that is not known")

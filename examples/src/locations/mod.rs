@@ -86,6 +86,8 @@ fn unknown(operation: &'static str, url: &Url, known: &'static str) -> Error {
 
 #[cfg(feature = "aws")]
 mod aws;
+#[cfg(feature = "aws")]
+pub(crate) use aws::config as aws_config;
 
 #[cfg(not(feature = "aws"))]
 mod aws {

@@ -14,5 +14,6 @@ mod function;
 mod policy;
 mod programs;
 mod quickstart;
+mod surface;
 #[cfg(feature = "telemetry")]
 mod telemetry;

@@ -1,11 +1,23 @@
 //! The storefront: answers customers with the version in service, captures judgment, and picks new versions up by itself.
+//!
+//! That is all it does without flags. [`Surface`] has the rest, a flag each: keys, limits, a budget, an audit, orders for the kitchen with files, and chat
+//! and embeddings of [models](ModelUrl) that others serve.
+//!
+//! ```sh
+//! cargo run --bin apikey -- --tenant bakery --subject shop     # into keys.json
+//! cargo run --bin storefront -- --api-keys keys.json --requests-per-minute 600 --audit --jobs --chat openai+http://localhost:1234/v1#qwen3-8b
+//! cargo run --bin kitchen
+//! ```
+
+mod models;
+mod surface;
 
 use std::{fs::File, net::SocketAddr, sync::Arc, time::Duration};
 
 use clap::Parser;
 use hybrid_cloud::storefront::Storefront as Http;
 use hybrid_core::{
-    Cancellation, ChannelName, DatasetName, Digest, Error, ErrorKind, ModelName, Result, TenantId, WriterId,
+    Cancellation, ChannelName, DatasetName, Digest, Error, ErrorKind, ModelName, Result, WriterId,
     task::{Classify, ClassifyRequest},
 };
 use hybrid_local::{Device, SqliteOutbox, TextClassifierLoader};
@@ -17,6 +29,8 @@ use hybrid_sync::{
 use tokio::{net::TcpListener, sync::broadcast, task::JoinSet};
 
 use crate::{data::LABELS, kitchen::signals, locations::Locations, log::say, site::Site};
+pub use models::{ModelUrl, OpenAiKey};
+pub use surface::{Running, Surface};
 
 /// Serves a site's model over HTTP.
 #[derive(Debug, Parser)]
@@ -31,6 +45,9 @@ pub struct Args {
     /// Where to listen; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
+    /// What it offers beside the model, and to whom.
+    #[command(flatten)]
+    pub surface: Surface,
 }
 
 /// How long requests in flight have to finish when the storefront stops.
@@ -43,6 +60,8 @@ pub struct Storefront {
     live: LiveModel<Classify>,
     events: broadcast::Receiver<LiveEvent>,
     capture: Arc<Capture>,
+    surface: Running,
+    site: Site,
     stop: Cancellation,
     tasks: JoinSet<()>,
     _lock: File,
@@ -62,11 +81,19 @@ pub struct PickUp {
 }
 
 impl Storefront {
-    /// Starts serving. A version that was in service before is in service again when this returns.
+    /// Starts serving the site's model and nothing else. A version that was in service before is in service again when this returns.
     ///
     /// # Errors
     /// An address in use, a folder that cannot be opened, a damaged outbox.
     pub async fn start(site: &Site, model: ModelName, listen: SocketAddr) -> Result<Self> {
+        Self::start_with(site, model, listen, &Surface::default()).await
+    }
+
+    /// The same with more on offer.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start) and [`Surface::open`].
+    pub async fn start_with(site: &Site, model: ModelName, listen: SocketAddr, surface: &Surface) -> Result<Self> {
         let _lock = site.lock("storefront")?;
         let folder = site.storefront();
         let outbox = Arc::new(SqliteOutbox::open(folder.join("outbox.db"))?);
@@ -95,12 +122,13 @@ impl Storefront {
             .classify(model.as_str(), Arc::new(live.clone()))
             .judgments(Arc::clone(&capture) as _, DatasetName::new(model.as_str())?)
             .labels(LABELS)
-            .tenant(TenantId::single())
             .ready_when("model", move || match status.borrow().serving {
                 Some(_) => Ok(()),
                 None => Err(Error::unavailable("check readiness", "no version is in service yet")),
-            })
-            .build()?;
+            });
+        let (stop, mut tasks) = (Cancellation::new(), JoinSet::new());
+        let (http, surface) = surface.open(http, site, &mut tasks, &stop).await?;
+        let http = http.build()?;
         let listener = TcpListener::bind(listen).await.map_err(|error| {
             Error::new(
                 ErrorKind::Unavailable,
@@ -114,8 +142,7 @@ impl Storefront {
             .local_addr()
             .map_err(|error| Error::internal("listen", "the listener has no address").with_source(error))?;
 
-        let (stop, events) = (Cancellation::new(), live.subscribe());
-        let mut tasks = JoinSet::new();
+        let events = live.subscribe();
         tasks.spawn({
             let stop = stop.clone();
             async move {
@@ -131,7 +158,7 @@ impl Storefront {
             let (capture, stop) = (Arc::clone(&capture), stop.clone());
             async move { capture.run(stop, Duration::from_secs(5)).await }
         });
-        Ok(Self { address, live, events, capture, stop, tasks, _lock })
+        Ok(Self { address, live, events, capture, surface, site: site.clone(), stop, tasks, _lock })
     }
 
     /// Where it listens.
@@ -183,6 +210,7 @@ impl Storefront {
     pub async fn stop(mut self) -> Result<()> {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
+        self.surface.finish(&self.site).await;
         self.capture.drain().await.map(drop)
     }
 }
@@ -193,7 +221,7 @@ impl Storefront {
 /// As [`Storefront::start`] and [`Storefront::stop`].
 pub async fn run(args: Args) -> Result<()> {
     let site = Site::open(&args.locations).await?;
-    let storefront = Storefront::start(&site, args.model, args.listen).await?;
+    let storefront = Storefront::start_with(&site, args.model, args.listen, &args.surface).await?;
     say(std::io::stdout(), format_args!("http://{}", storefront.address()));
     signals().await;
     storefront.stop().await

@@ -1,0 +1,181 @@
+//! Work that customers order: label a file of messages with the version in service, and leave a file of answers.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt;
+use hybrid_core::{
+    CallContext, ChannelName, Digest, Error, FileId, FileUpload, Files, ModelName, NewFile, RequestId, Result,
+    task::ClassifyRequest,
+};
+use hybrid_local::{Device, DeviceChoice, TextClassifierLoader};
+use hybrid_sync::{
+    registry::{Namespace, Registry, Trust},
+    worker::{JobContext, JobHandler},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::{
+    serving::Serving,
+    site::{Site, make_folder},
+};
+
+/// Messages that are labelled at once.
+const BATCH: usize = 256;
+/// The longest message, in bytes.
+const LINE_BYTES: usize = 64 * 1024;
+
+/// What a customer orders: `{"kind": "label", "payload": {"model": "bakery"}, "input_file_id": "file-…"}`. The file has a message on each line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelJob {
+    /// The model.
+    pub model: ModelName,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Labelled {
+    /// The file of answers: `{"text", "label", "confidence"}` on each line, in the order of the messages.
+    pub output_file_id: String,
+    /// The version that labelled.
+    pub version: u64,
+    /// How many messages have which label.
+    pub labels: BTreeMap<String, u64>,
+}
+
+/// Labels files.
+#[derive(Debug)]
+pub struct LabelHandler {
+    registry: Registry,
+    loader: TextClassifierLoader,
+    trust: Trust,
+    cache: PathBuf,
+}
+
+impl LabelHandler {
+    /// A handler with the keys and the cache of a site's kitchen.
+    ///
+    /// # Errors
+    /// As [`TrainHandler::open`](crate::train_job::TrainHandler::open).
+    pub fn open(site: &Site, device: DeviceChoice) -> Result<Self> {
+        let cache = site.kitchen().join("models");
+        make_folder(&cache)?;
+        Ok(Self {
+            registry: Registry::new(site.store(), Namespace::root()),
+            loader: TextClassifierLoader::new(Device::open(device)?),
+            trust: site.trust()?,
+            cache,
+        })
+    }
+}
+
+#[async_trait]
+impl JobHandler for LabelHandler {
+    const KIND: &'static str = "label";
+    type Payload = LabelJob;
+    type Output = Labelled;
+
+    async fn run(&self, cx: &JobContext, LabelJob { model }: LabelJob) -> Result<Labelled> {
+        let refuse = |message: &'static str| Error::invalid("label messages", message);
+        let files = Files::new(Arc::clone(&cx.store), Arc::clone(&cx.clock));
+        let input = cx.job.input.ok_or_else(|| refuse("the order names no input_file_id"))?;
+        let input = files.get(&cx.job.tenant, input).await?.ok_or_else(|| refuse("the file is there no more"))?;
+        let channel = ChannelName::stable();
+        let serving = (&model, &channel);
+        let serving = Serving::load(cx, &self.registry, serving, &self.trust, &self.cache, &self.loader).await?;
+        let serving = serving.ok_or_else(|| refuse("no version of this model is in service"))?;
+
+        let mut answers = Answers {
+            call: call(cx)?,
+            upload: files.upload(&cx.job.tenant, output_id(cx)),
+            serving,
+            waiting: Vec::new(),
+            labels: BTreeMap::new(),
+        };
+        let (mut parts, mut rest) = (files.read(&cx.job.tenant, &input), Vec::new());
+        while let Some(part) = parts.try_next().await? {
+            rest.extend_from_slice(&part);
+            let mut lines = rest.split(|&byte| byte == b'\n').peekable();
+            let mut end = Vec::new();
+            while let Some(line) = lines.next() {
+                match lines.peek() {
+                    Some(_) => answers.add(line).await?,
+                    // It goes on in the next part.
+                    None => end = line.to_vec(),
+                }
+            }
+            if end.len() > LINE_BYTES {
+                return Err(refuse("a line has more than 64 KiB"));
+            }
+            rest = end;
+        }
+        answers.add(&rest).await?;
+        answers.finish(format!("{}.labels.jsonl", input.name)).await
+    }
+}
+
+/// The answers on their way into a file.
+struct Answers {
+    call: CallContext,
+    serving: Serving,
+    upload: FileUpload,
+    waiting: Vec<String>,
+    labels: BTreeMap<String, u64>,
+}
+
+impl Answers {
+    async fn add(&mut self, line: &[u8]) -> Result<()> {
+        let refuse = |message: &'static str| Error::invalid("label messages", message);
+        if line.len() > LINE_BYTES {
+            return Err(refuse("a line has more than 64 KiB").with("bytes", line.len()));
+        }
+        let text = std::str::from_utf8(line).map_err(|error| refuse("a line is not UTF-8").with_source(error))?.trim();
+        if !text.is_empty() {
+            self.waiting.push(text.to_owned());
+        }
+        if self.waiting.len() == BATCH { self.label().await } else { Ok(()) }
+    }
+
+    async fn label(&mut self) -> Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let texts = std::mem::take(&mut self.waiting);
+        let request = ClassifyRequest { inputs: texts.clone(), ..ClassifyRequest::default() };
+        let reply = self.serving.backend.infer(&self.call, request).await?;
+        let mut lines = String::new();
+        for (text, result) in texts.iter().zip(reply.response.results) {
+            *self.labels.entry(result.label.clone()).or_default() += 1;
+            let answer = json!({ "text": text, "label": result.label, "confidence": result.confidence });
+            lines += &format!("{answer}\n");
+        }
+        self.upload.write(lines.into()).await
+    }
+
+    async fn finish(mut self, name: String) -> Result<Labelled> {
+        self.label().await?;
+        let file = self.upload.finish(NewFile::new(name, "batch_output")).await?;
+        let version = self.serving.manifest.version;
+        Ok(Labelled { output_file_id: format!("file-{}", file.id), version, labels: self.labels })
+    }
+}
+
+/// The id of a job's file of answers, the same in each attempt: a version 7 UUID of the time of the order.
+fn output_id(cx: &JobContext) -> FileId {
+    let mut random = [0; 10];
+    random.copy_from_slice(&Digest::of(cx.job.id.as_uuid().as_bytes()).as_bytes()[..10]);
+    let millis = u64::try_from(cx.job.submitted.unix_micros() / 1000).unwrap_or_default();
+    FileId::from_uuid(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
+}
+
+fn call(cx: &JobContext) -> Result<CallContext> {
+    let request = match &cx.job.request {
+        Some(request) => request.clone(),
+        None => cx.job.id.to_string().parse::<RequestId>()?,
+    };
+    let mut call = CallContext::new(cx.job.tenant.clone(), request);
+    (call.cancel, call.clock, call.trace) = (cx.cancel.clone(), Arc::clone(&cx.clock), cx.job.trace.clone());
+    Ok(call)
+}

@@ -1,0 +1,200 @@
+//! What a storefront offers beside the site's model, each part by a flag: without flags there is nothing more.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use clap::Args;
+use hybrid_cloud::storefront::{
+    ApiKeys, AuditLog, AuditLogOptions, AuditOptions, Budget, CredentialFile, CredentialSource, KeyList,
+    StorefrontBuilder, TenantQuota,
+};
+use hybrid_core::{Cancellation, Document, Error, Files, JobKind, Money, Result, SystemIds, TenantId, WriterId};
+use hybrid_local::SqliteOutbox;
+use hybrid_sync::{job::QueuedJobs, worker::JobHandler};
+use tokio::task::JoinSet;
+
+use super::models::{ModelUrl, OpenAiKey};
+use crate::{label_job::LabelHandler, site::Site};
+
+/// How soon a changed list of API keys counts.
+const KEYS_EVERY: Duration = Duration::from_secs(5);
+const SHIP_EVERY: Duration = Duration::from_secs(60);
+const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// The surface, by flags.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Surface {
+    /// Let in whoever has a key of this list alone; make keys with the command `apikey`. The list is read again as it changes.
+    #[arg(long, value_name = "FILE")]
+    pub api_keys: Option<PathBuf>,
+    /// Requests a minute that each tenant may send.
+    #[arg(long)]
+    pub requests_per_minute: Option<u64>,
+    /// Tokens a minute that each tenant may use, read and written.
+    #[arg(long)]
+    pub tokens_per_minute: Option<u64>,
+    /// Streamed answers and files that each tenant may have on their way at one time.
+    #[arg(long)]
+    pub streams: Option<u32>,
+    /// What each tenant may spend a day, such as "5.00 USD"; all storefronts on one bucket hold it together.
+    #[arg(long, value_parser = money)]
+    pub money_per_day: Option<Money>,
+    /// Keep an audit of all calls in the site's folder and the bucket; verify it with the command `audit`.
+    #[arg(long)]
+    pub audit: bool,
+    /// Take orders for the kitchen at /v1/jobs, and files for them at /v1/files.
+    #[arg(long)]
+    pub jobs: bool,
+    /// Chat by openai+http://localhost:1234/v1#model (LM Studio, Ollama, mlx-lm and the like) or bedrock://model-id.
+    #[arg(long, value_name = "URL")]
+    pub chat: Vec<ModelUrl>,
+    /// Embed by a model that is named in the same way.
+    #[arg(long, value_name = "URL")]
+    pub embed: Vec<ModelUrl>,
+    /// The key of servers that speak the OpenAI API and ask for one.
+    #[arg(long, env = "HYBRID_OPENAI_API_KEY", hide_env_values = true)]
+    pub openai_api_key: Option<OpenAiKey>,
+}
+
+/// What a surface has running behind it.
+#[derive(Debug, Default)]
+pub struct Running {
+    audit: Option<Arc<AuditLog>>,
+    jobs: Option<Arc<QueuedJobs>>,
+}
+
+impl Surface {
+    /// Adds the surface to `http`, and to `tasks` what goes on behind it until `stop`.
+    ///
+    /// # Errors
+    /// A list of keys or a folder that cannot be read, a model's URL that names none.
+    pub async fn open(
+        &self,
+        mut http: StorefrontBuilder,
+        site: &Site,
+        tasks: &mut JoinSet<()>,
+        stop: &Cancellation,
+    ) -> Result<(StorefrontBuilder, Running)> {
+        let writer = WriterId::new("storefront-1")?;
+        let mut running = Running::default();
+        http = match &self.api_keys {
+            Some(list) => lock(http, list, site, tasks, stop).await?,
+            None => http.tenant(TenantId::single()),
+        };
+        http = self.limit(http, site, writer.clone());
+        if self.audit {
+            let log = AuditLog::open(site.storefront().join("audit"), writer, AuditLogOptions::default())?;
+            let log = Arc::new(log);
+            http = http.audit(Arc::clone(&log) as _, AuditOptions::default());
+            let (shipped, store, clock, stop) = (Arc::clone(&log), site.store(), site.clock(), stop.clone());
+            tasks.spawn(async move { shipped.ship_every(&*store, SHIP_EVERY, &*clock, stop).await });
+            running.audit = Some(log);
+        }
+        if self.jobs {
+            let ids = Arc::new(SystemIds::new(site.clock()));
+            let outbox = Arc::new(SqliteOutbox::open(site.storefront().join("orders.db"))?);
+            let jobs = QueuedJobs::new(site.queue().await?, site.store(), site.clock(), ids).with_outbox(outbox);
+            let jobs = Arc::new(jobs);
+            http = http.jobs(Arc::clone(&jobs) as _, [JobKind::new(LabelHandler::KIND)?]);
+            let (sent, stopped) = (Arc::clone(&jobs), stop.clone());
+            tasks.spawn(async move { sent.run(stopped, LONGEST_WAIT).await });
+            running.jobs = Some(jobs);
+
+            let files = Files::new(site.store(), site.clock());
+            http = http.files(files.clone());
+            tasks.spawn(sweep(files, self.api_keys.clone(), site.clone(), stop.clone()));
+        }
+        for url in &self.chat {
+            http = http.chat(url.model(), url.chat(self.openai_api_key.as_ref()).await?);
+        }
+        for url in &self.embed {
+            http = http.embed(url.model(), url.embed(self.openai_api_key.as_ref()).await?);
+        }
+        Ok((http, running))
+    }
+
+    fn limit(&self, http: StorefrontBuilder, site: &Site, writer: WriterId) -> StorefrontBuilder {
+        let quota = TenantQuota {
+            requests_per_minute: self.requests_per_minute,
+            tokens_per_minute: self.tokens_per_minute,
+            streams: self.streams,
+            money_per_day: self.money_per_day,
+        };
+        if quota == TenantQuota::default() {
+            return http;
+        }
+        let budget = Budget::new(site.store(), writer, site.clock(), Arc::new(SystemIds::new(site.clock())));
+        // Here all tenants have the same; a team would look up what each has paid for.
+        http.quotas(move |_tenant| quota.clone()).budget(Arc::new(budget))
+    }
+}
+
+impl Running {
+    /// Carries to queue and bucket what came with the last requests. What cannot be carried stays on this machine for the next start.
+    pub(super) async fn finish(self, site: &Site) {
+        if let Some(jobs) = self.jobs
+            && let Err(error) = jobs.drain().await
+        {
+            tracing::warn!(%error, "orders wait for the next start");
+        }
+        if let Some(audit) = self.audit {
+            let shipped = match audit.seal().await {
+                Ok(()) => audit.ship(&*site.store()).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = shipped {
+                tracing::warn!(%error, "the end of the audit waits for the next start");
+            }
+        }
+    }
+}
+
+/// Asks for a key from now on.
+async fn lock(
+    http: StorefrontBuilder,
+    list: &PathBuf,
+    site: &Site,
+    tasks: &mut JoinSet<()>,
+    stop: &Cancellation,
+) -> Result<StorefrontBuilder> {
+    let keys = Arc::new(ApiKeys::open(Arc::new(CredentialFile::new(list)), site.clock()).await?);
+    let (read, stop) = (Arc::clone(&keys), stop.clone());
+    tasks.spawn(async move { read.reload_every(KEYS_EVERY, stop).await });
+    Ok(http.authenticator(keys))
+}
+
+/// Removes files that have expired, of all tenants that have a key.
+async fn sweep(files: Files, keys: Option<PathBuf>, site: Site, stop: Cancellation) {
+    let clock = site.clock();
+    loop {
+        let swept = async {
+            for tenant in tenants(keys.clone()).await? {
+                files.sweep(&tenant).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = swept.await {
+            tracing::warn!(%error, "expired files are left to the next sweep");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = clock.sleep(SWEEP_EVERY) => {}
+        }
+    }
+}
+
+async fn tenants(keys: Option<PathBuf>) -> Result<Vec<TenantId>> {
+    let Some(list) = keys else { return Ok(vec![TenantId::single()]) };
+    let list = KeyList::decode(&CredentialFile::new(list).fetch().await?)?;
+    let mut tenants: Vec<_> = list.keys.into_iter().map(|key| key.tenant).collect();
+    tenants.sort();
+    tenants.dedup();
+    Ok(tenants)
+}
+
+fn money(text: &str) -> Result<Money> {
+    let (amount, currency) = text.split_once(' ').ok_or_else(|| {
+        Error::invalid("parse money", "expected an amount and a currency, such as 5.00 USD").with("found", text)
+    })?;
+    Money::new(currency.parse()?, amount)
+}

@@ -1,0 +1,179 @@
+//! The whole surface, as programs: keys, limits, an audit, files, orders for the kitchen, and chat by a server of one's own.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use hybrid_cloud::testkit::openai::{Answer, OpenAiServer, chat_completion};
+use reqwest::{Client, RequestBuilder, multipart};
+use serde_json::{Value, json};
+
+use crate::app;
+
+/// A program that ends with the test.
+struct Running(Child);
+
+impl Running {
+    fn start(program: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        Self(command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// The next line that it prints.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        BufReader::new(self.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    /// Asks it to end, and waits until it has.
+    fn stop(mut self) {
+        let asked = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap();
+        assert!(asked.success() && self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Makes a key for each of the tenants, and their list.
+fn keys(folder: &Path, tenants: [&str; 2]) -> (PathBuf, [String; 2]) {
+    let mut records = Vec::new();
+    let keys = tenants.map(|tenant| {
+        let made = Command::new(env!("CARGO_BIN_EXE_apikey")).args(["--tenant", tenant, "--subject", "shop"]).output();
+        let made = made.unwrap();
+        records.push(serde_json::from_slice::<Value>(&made.stdout).unwrap());
+        String::from_utf8(made.stderr).unwrap().trim().to_owned()
+    });
+    let list = folder.join("keys.json");
+    std::fs::write(&list, json!({ "format": "hybrid.api-keys/1", "keys": records }).to_string()).unwrap();
+    (list, keys)
+}
+
+fn audited(arguments: &[&str]) -> String {
+    let verified = Command::new(env!("CARGO_BIN_EXE_audit")).args(arguments).output().unwrap();
+    let (said, errors) = (String::from_utf8_lossy(&verified.stdout), String::from_utf8_lossy(&verified.stderr));
+    assert!(verified.status.success(), "{said}{errors}");
+    said.into_owned()
+}
+
+async fn answer(request: RequestBuilder) -> (u16, Value) {
+    let response = request.send().await.unwrap();
+    let status = response.status().as_u16();
+    (status, response.json().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_customer_with_a_key_chats_and_orders_work_and_everything_is_audited() {
+    let folder = tempfile::tempdir().unwrap();
+    app::summary(&app::quickstart(folder.path()).output().unwrap());
+    let site = folder.path().to_str().unwrap();
+    let (list, [bakery, florist]) = keys(folder.path(), ["bakery", "florist"]);
+    let chat = OpenAiServer::start().await.unwrap();
+    chat.answer(Answer::json(200, &chat_completion("baker-1", "We open at six.")));
+    let chat_url = format!("openai+{}#baker-1", chat.base_url());
+
+    let flags = [
+        ["--site", site],
+        ["--listen", "127.0.0.1:0"],
+        ["--api-keys", list.to_str().unwrap()],
+        ["--requests-per-minute", "1000"],
+        ["--money-per-day", "5.00 USD"],
+        ["--chat", &chat_url],
+    ];
+    let flags: Vec<_> = flags.concat().into_iter().chain(["--audit", "--jobs"]).collect();
+    let mut storefront = Running::start(env!("CARGO_BIN_EXE_storefront"), &flags);
+    let root = storefront.line();
+    let at = |path: &str| format!("{root}/v1{path}");
+    let client = Client::new();
+    assert_eq!(client.get(at("/models")).send().await.unwrap().status(), 401);
+
+    let ask = json!({ "model": "baker-1", "messages": [{ "role": "user", "content": "When do you open?" }] });
+    let (status, said) = answer(client.post(at("/chat/completions")).bearer_auth(&bakery).json(&ask)).await;
+    assert_eq!((status, &said["choices"][0]["message"]["content"]), (200, &json!("We open at six.")), "{said}");
+
+    // The kitchen is away: the order is taken, and waits.
+    let lines = "Two rye loaves for Saturday, please\n\nAre you open on Sundays?\n".repeat(400);
+    let form = multipart::Form::new()
+        .text("purpose", "batch")
+        .part("file", multipart::Part::text(lines).file_name("mail.txt"));
+    let (status, file) = answer(client.post(at("/files")).bearer_auth(&bakery).multipart(form)).await;
+    assert_eq!((status, &file["filename"]), (200, &json!("mail.txt")), "{file}");
+    let order = json!({ "kind": "label", "payload": { "model": "bakery" }, "input_file_id": file["id"] });
+    let (status, job) = answer(client.post(at("/jobs")).bearer_auth(&bakery).json(&order)).await;
+    assert_eq!((status, &job["status"]), (202, &json!("queued")), "{job}");
+    let (status, _) = answer(client.post(at("/jobs")).bearer_auth(&florist).json(&order)).await;
+    assert_eq!(status, 404, "another's file");
+
+    let kitchen = Running::start(env!("CARGO_BIN_EXE_kitchen"), &["--site", site, "--device", "cpu"]);
+    let path = at(&format!("/jobs/{}", job["id"].as_str().unwrap()));
+    let job = tokio::time::timeout(Duration::from_secs(60), async {
+        loop {
+            let (status, job) = answer(client.get(&path).bearer_auth(&bakery)).await;
+            assert_eq!(status, 200, "{job}");
+            if job["status"] != "queued" {
+                return job;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let job = job.await.unwrap();
+    assert_eq!((&job["status"], &job["output"]["version"]), (&json!("succeeded"), &json!(2)), "{job}");
+    let counted: u64 = job["output"]["labels"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
+    assert_eq!(counted, 800);
+    assert_eq!(answer(client.get(&path).bearer_auth(&florist)).await.0, 404);
+
+    let output = at(&format!("/files/{}/content", job["output"]["output_file_id"].as_str().unwrap()));
+    let answers = client.get(&output).bearer_auth(&bakery).send().await.unwrap().text().await.unwrap();
+    let first: Value = serde_json::from_str(answers.lines().next().unwrap()).unwrap();
+    assert_eq!((answers.lines().count(), &first["text"]), (800, &json!("Two rye loaves for Saturday, please")));
+    assert_eq!(client.get(&output).bearer_auth(&florist).send().await.unwrap().status(), 404);
+    kitchen.stop();
+    storefront.stop();
+
+    // What was done is in the audit, here and in the bucket.
+    let audit = folder.path().join("storefront/audit");
+    let here = audited(&["--folder", audit.to_str().unwrap(), "--at-least", "8"]);
+    let there = audited(&["--writer", "storefront-1", "--site", site]);
+    assert!(here.contains("are whole"), "{here}");
+    assert_eq!(here, there, "everything was shipped when it stopped");
+}
+
+#[tokio::test]
+async fn a_storefront_without_flags_offers_the_model_and_judgments_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut storefront = Running::start(
+        env!("CARGO_BIN_EXE_storefront"),
+        &["--site", folder.path().to_str().unwrap(), "--listen", "127.0.0.1:0"],
+    );
+    let root = storefront.line();
+    let document: Value = reqwest::get(format!("{root}/openapi.json")).await.unwrap().json().await.unwrap();
+    let paths: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
+    let expected =
+        ["/healthz", "/openapi.json", "/readyz", "/v1/classify", "/v1/judgments", "/v1/models", "/v1/models/{id}"];
+    assert_eq!(paths, expected);
+    storefront.stop();
+}
+
+#[test]
+fn a_flag_that_cannot_be_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let site = folder.path().to_str().unwrap();
+    for (flag, value, said) in [
+        ("--api-keys", "/nowhere/keys.json", "/nowhere/keys.json"),
+        ("--chat", "http://localhost:1234/v1", "openai+http"),
+        ("--money-per-day", "5", "5.00 USD"),
+    ] {
+        let arguments = ["--site", site, "--listen", "127.0.0.1:0", flag, value];
+        let refused = Command::new(env!("CARGO_BIN_EXE_storefront")).args(arguments).output().unwrap();
+        let errors = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && errors.contains(said), "{flag}: {errors}");
+    }
+}
