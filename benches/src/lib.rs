@@ -4,6 +4,8 @@
 
 #[cfg(feature = "cloud")]
 pub mod cloud;
+#[cfg(feature = "cloud")]
+pub mod load;
 
 pub mod classifier;
 pub mod guard;

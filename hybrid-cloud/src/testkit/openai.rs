@@ -16,6 +16,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use hybrid_core::{Error, Result};
@@ -83,6 +84,8 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// What happens after so many bytes of the body; `None` for nothing.
     pub fault: Option<(usize, Fault)>,
+    /// How many bytes are written at once, and the pause after them; `None` for all of them.
+    pub pace: Option<(usize, Duration)>,
 }
 
 /// What goes wrong on the wire.
@@ -119,13 +122,20 @@ impl Answer {
     /// An answer of any media type.
     pub fn new(status: u16, media_type: &str, body: impl Into<Vec<u8>>) -> Self {
         let headers = vec![("content-type".to_owned(), media_type.to_owned())];
-        Self { status, headers, body: body.into(), fault: None }
+        Self { status, headers, body: body.into(), fault: None, pace: None }
     }
 
     /// The same with one more header.
     #[must_use]
     pub fn with_header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The same, but written `bytes` bytes at a time, with a pause after each.
+    #[must_use]
+    pub fn with_pace(mut self, bytes: usize, pause: Duration) -> Self {
+        self.pace = Some((bytes.max(1), pause));
         self
     }
 
@@ -335,7 +345,15 @@ async fn write_answer(stream: &mut TcpStream, answer: &Answer, state: &State) ->
     }
     stream.write_all((head + "\r\n").as_bytes()).await?;
     let end = answer.fault.map_or(answer.body.len(), |(at, _)| at.min(answer.body.len()));
-    write_chunk(stream, &answer.body[..end]).await?;
+    match answer.pace {
+        Some((bytes, pause)) => {
+            for piece in answer.body[..end].chunks(bytes) {
+                write_chunk(stream, piece).await?;
+                tokio::time::sleep(pause).await;
+            }
+        }
+        None => write_chunk(stream, &answer.body[..end]).await?,
+    }
     match answer.fault.map(|(_, fault)| fault) {
         Some(Fault::Cut) => return Ok(false),
         Some(Fault::Stall) => {
