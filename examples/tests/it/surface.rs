@@ -143,7 +143,9 @@ async fn a_customer_with_a_key_chats_and_orders_work_and_everything_is_audited()
     let here = audited(&["--folder", audit.to_str().unwrap(), "--at-least", "8"]);
     let there = audited(&["--writer", "storefront-1", "--site", site]);
     assert!(here.contains("are whole"), "{here}");
-    assert_eq!(here, there, "everything was shipped when it stopped");
+    // The folder has one segment more: the one that the next start would write to.
+    let entries = |said: &str| said.split(" in ").next().unwrap().to_owned();
+    assert_eq!(entries(&here), entries(&there), "everything was shipped when it stopped");
 }
 
 #[tokio::test]

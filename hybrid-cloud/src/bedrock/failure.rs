@@ -24,7 +24,7 @@ pub(super) struct Failure {
     pub(super) code: Option<String>,
     pub(super) retry_after: Option<Duration>,
     /// The model may have answered, and its answer is paid for.
-    in_doubt: bool,
+    pub(super) in_doubt: bool,
     pub(super) context: Vec<(&'static str, String)>,
     pub(super) source: Option<Source>,
 }

@@ -125,7 +125,11 @@ async fn of_racers_with_the_same_bytes_one_wins_though_answers_are_lost() {
                 .iter()
                 .filter(|outcome| outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::AlreadyExists))
                 .count();
-            assert_eq!((winners, losers), (1, 15), "{server:?}, round {round}: {outcomes:?}");
+            // Whose answers are lost each time is told that it is in doubt; nobody is told what is not so.
+            let in_doubt = outcomes.len() - winners - losers;
+            assert!(winners <= 1 && winners + in_doubt >= 1, "{server:?}, round {round}: {outcomes:?}");
+            assert!(in_doubt <= 2, "{server:?}, round {round}: {outcomes:?}");
+            assert_eq!(rig.direct.get(&key).await.unwrap(), "the same for all");
         }
         assert!(rig.proxy.faults() > 20, "{}", rig.proxy.faults());
     }
