@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use clap::Parser;
-use hybrid_core::{Cancellation, Error, Progress, ProgressEvent, Result};
+use hybrid_core::{Cancellation, Error, ErrorKind, Progress, ProgressEvent, Result};
 use hybrid_local::DeviceChoice;
-use hybrid_sync::worker::{Worker, WorkerOptions};
+use hybrid_sync::worker::{JobContext, JobHandler, Resource, Worker, WorkerOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -48,6 +49,13 @@ pub enum KitchenEvent {
     },
     /// A job has come further.
     Progress(ProgressEvent),
+    /// A try of a job has failed; another may follow.
+    Failed {
+        /// Why, for a person.
+        error: String,
+        /// No try can succeed before somebody frees space.
+        disk_full: bool,
+    },
 }
 
 /// Runs the kitchen until it is asked to stop, then finishes the job in hand.
@@ -64,8 +72,8 @@ pub async fn run(args: Args) -> Result<()> {
         .clock(site.clock())
         .options(options)
         .progress(move |_job| Arc::clone(&progress))
-        .handler(TrainHandler::open(&site, args.device)?)
-        .handler(LabelHandler::open(&site, args.device)?)
+        .handler(Told { handler: TrainHandler::open(&site, args.device)?, events: args.events })
+        .handler(Told { handler: LabelHandler::open(&site, args.device)?, events: args.events })
         .build()?;
 
     let stop = Cancellation::new();
@@ -86,6 +94,33 @@ pub async fn run(args: Args) -> Result<()> {
     let renewal = tokio::spawn(renew_channels(site, stop.clone()));
     worker.run(stop).await;
     renewal.await.map_err(|error| Error::internal("renew channels", "the task ended early").with_source(error))?
+}
+
+/// A handler whose failures are told as events, beside what the worker makes of them.
+struct Told<H> {
+    handler: H,
+    events: bool,
+}
+
+#[async_trait]
+impl<H: JobHandler> JobHandler for Told<H> {
+    const KIND: &'static str = H::KIND;
+    type Payload = H::Payload;
+    type Output = H::Output;
+
+    fn resource(&self) -> Resource {
+        self.handler.resource()
+    }
+
+    async fn run(&self, job: &JobContext, payload: H::Payload) -> Result<H::Output> {
+        let done = self.handler.run(job, payload).await;
+        if let Err(error) = &done
+            && self.events
+        {
+            tell(&KitchenEvent::Failed { error: error.to_string(), disk_full: error.kind() == ErrorKind::StorageFull });
+        }
+        done
+    }
 }
 
 /// Waits for an interrupt or a request to terminate.

@@ -19,3 +19,8 @@ pub mod site;
 pub mod storefront;
 pub mod telemetry;
 pub mod train_job;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -18,8 +18,8 @@ use hybrid_cloud::{
     },
 };
 use hybrid_core::{
-    ArtifactStore, Cancellation, CandidateFile, ChannelName, Clock, Digest, FileName, JobQueue, Result, SystemClock,
-    SystemIds,
+    ArtifactStore, Cancellation, CandidateFile, ChannelName, Clock, Digest, FileName, JobQueue, Result, Signer as _,
+    SystemClock, SystemIds,
 };
 use hybrid_sync::{
     registry::Release,
@@ -185,7 +185,12 @@ impl Servers {
         let worker = must(Worker::builder(queue, store).options(options).handler(Echo).build());
         let stop = Cancellation::new();
         let stopped = stop.clone();
-        Kitchen { stop, work: tokio::spawn(async move { drop(worker.run(stopped).await) }) }
+        Kitchen {
+            stop,
+            work: tokio::spawn(async move {
+                let _ = worker.run(stopped).await;
+            }),
+        }
     }
 
     /// Puts one version into service after the other, for ever.

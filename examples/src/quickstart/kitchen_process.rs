@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::Stdio, sync::Arc, time::Duration};
 
-use hybrid_core::{Error, Result};
+use hybrid_core::{Error, ErrorKind, Result};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -57,14 +57,12 @@ impl KitchenProcess {
         self.state.borrow().restarts
     }
 
-    /// Fails when the kitchen cannot be kept running; never returns otherwise.
-    ///
-    /// # Errors
-    /// Why it could not be started.
+    /// Ends when the kitchen cannot be kept running, or can do nothing before somebody frees space; says why. After that there is nothing to [stop](Self::stop).
     pub async fn failed(&mut self) -> Error {
-        // The sender lives as long as the supervisor.
-        while self.state.changed().await.is_ok() {}
-        Error::internal("run kitchen", "the kitchen process keeps failing; see its messages above")
+        match (&mut self.task).await {
+            Ok(Err(error)) => error,
+            _ => Error::internal("run kitchen", "the supervisor ended early"),
+        }
     }
 
     /// Asks the kitchen to finish what it does, and waits for its end.
@@ -97,9 +95,17 @@ async fn supervise(
                 line = lines.next_line() => match line {
                     Ok(Some(line)) => match serde_json::from_str(&line) {
                         Ok(event) => {
-                            if matches!(event, KitchenEvent::Ready { .. }) {
-                                was_ready = true;
-                                changed.send_modify(|state| state.ready = true);
+                            match &event {
+                                KitchenEvent::Ready { .. } => {
+                                    was_ready = true;
+                                    changed.send_modify(|state| state.ready = true);
+                                }
+                                KitchenEvent::Failed { error, disk_full: true } => {
+                                    let message = "the disk is full; free space and start again, it goes on where it was";
+                                    return Err(Error::new(ErrorKind::StorageFull, "run kitchen", message)
+                                        .with("kitchen", error));
+                                }
+                                _ => {}
                             }
                             listener(event);
                         }

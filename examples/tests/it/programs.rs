@@ -121,3 +121,45 @@ async fn a_storefront_apart_from_its_kitchen_makes_no_keys_of_its_own() {
     site.signers().unwrap();
     site.trust().unwrap();
 }
+
+/// A disk of a few mebibytes over a folder, where the system lets this user mount it.
+struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    async fn mount(folder: &'a Path) -> Option<Self> {
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(folder).output().await;
+        match mount {
+            Ok(output) if output.status.success() => Some(Self(folder)),
+            other => {
+                println!("skipped: no small disk can be mounted: {other:?}");
+                None
+            }
+        }
+    }
+
+    async fn grow(&self) {
+        let grown = Command::new("mount").args(["-o", "remount,size=64m"]).arg(self.0).status().await.unwrap();
+        assert!(grown.success());
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_ends_the_quickstart_with_the_reason_and_it_goes_on_once_there_is_space() {
+    let site = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(site.path()).await else { return };
+    let run = program(env!("CARGO_BIN_EXE_quickstart"), &["--json"], site.path()).output();
+    let full = tokio::time::timeout(Duration::from_secs(60), run).await.expect("it does not end").unwrap();
+    let said = String::from_utf8_lossy(&full.stderr).into_owned();
+    let error = said.lines().rfind(|line| line.starts_with("error: ")).unwrap_or_default();
+    assert!(!full.status.success() && error.contains("free space"), "{said}");
+
+    disk.grow().await;
+    let run = program(env!("CARGO_BIN_EXE_quickstart"), &["--json"], site.path()).output().await.unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+}
