@@ -67,6 +67,24 @@ impl<'a, T: Task> Contender<'a, T> {
 }
 
 /// Judges candidates: asks them all cases of a golden set, compares them with the version in service, and says whether they may replace it.
+///
+/// ```no_run
+/// use hybrid_core::{CallContext, Digest, InferenceBackend, NoProgress, Result, Verdict, task::Classify};
+/// use hybrid_local::evaluation::{Contender, Evaluator, EvaluatorOptions, GoldenSet};
+///
+/// # async fn judge(
+/// #     cx: &CallContext, candidate: &dyn InferenceBackend<Classify>, in_service: &dyn InferenceBackend<Classify>, manifest: Digest,
+/// # ) -> Result<()> {
+/// let golden = GoldenSet::from_jsonl("golden", r#"{"input": {"text": "two rolls, please"}, "expected": {"label": "order"}}"#)?;
+/// let evaluator = Evaluator::classify(EvaluatorOptions::default())?;
+/// let incumbent = Some((manifest, in_service));
+/// let report = evaluator.evaluate(cx, &golden, Contender::new(candidate), incumbent, &NoProgress).await?;
+/// if report.record().verdict == Verdict::Promote {
+///     println!("{}", report.to_markdown());
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Evaluator<S> {
     scorer: S,

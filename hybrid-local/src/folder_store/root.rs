@@ -23,6 +23,9 @@ use crate::disk;
 pub(super) const FOLDER: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
+/// How many folders a process remembers, beside those in use.
+const MAX_FOLDERS: usize = 4096;
+
 /// What a name in a folder stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -166,7 +169,13 @@ impl Root {
         let mut syncs = self.syncs.lock().unwrap_or_else(PoisonError::into_inner);
         match syncs.get(path) {
             Some(sync) => Arc::clone(sync),
-            None => Arc::clone(syncs.entry(path.to_owned()).or_default()),
+            None => {
+                // A forgotten folder is made sure of once more when it is next visited; one that somebody syncs now is kept.
+                if syncs.len() >= MAX_FOLDERS {
+                    syncs.retain(|_, sync| Arc::strong_count(sync) > 1);
+                }
+                Arc::clone(syncs.entry(path.to_owned()).or_default())
+            }
         }
     }
 }
@@ -245,6 +254,20 @@ mod tests {
     use std::sync::{Barrier, atomic::AtomicUsize};
 
     use super::*;
+
+    #[test]
+    fn what_is_known_of_folders_has_a_limit_and_what_is_in_use_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::open(folder.path()).unwrap();
+        let in_use = root.make_folder("jobs/1").unwrap();
+        for i in 0..3 * MAX_FOLDERS {
+            root.sync_of(&format!("jobs/{i}/x"));
+        }
+        assert!(root.syncs.lock().unwrap().len() <= MAX_FOLDERS + 1);
+        assert!(Arc::ptr_eq(&in_use.sync, &root.sync_of("jobs/1")));
+        // A folder that was forgotten is used again.
+        root.make_folder("jobs/7/x").unwrap().sync().unwrap();
+    }
 
     #[test]
     fn callers_share_an_fsync_only_if_it_started_after_they_came() {

@@ -94,6 +94,36 @@ const METHODS: [&str; 3] = [HASHED, BERT_FULL, BERT_LORA];
 /// - With an encoder, the first step's gradients are looked at: a parameter that the loss does not reach is an error that names it.
 /// - Progress has one stage, `train`, in steps.
 /// - Needs a tokio runtime: computing runs on its blocking threads. Dropping the future of `train` stops the run.
+///
+/// ```no_run
+/// use std::{collections::BTreeMap, sync::Arc};
+/// use hybrid_core::{
+///     ArtifactStore, Cancellation, DatasetName, DatasetRef, NoProgress, Result, SystemClock, TenantId, TrainPlan, TrainRun, Trainer,
+/// };
+/// use hybrid_local::{Device, TextClassifierTrainer};
+///
+/// # async fn train(store: Arc<dyn ArtifactStore>) -> Result<()> {
+/// let dataset = DatasetRef::fix(&*store, &TenantId::single(), &DatasetName::new("bakery")?).await?;
+/// let plan = TrainPlan {
+///     model: "bakery".parse()?,
+///     method: "hashed-text".to_owned(),
+///     base: None,
+///     dataset,
+///     hyperparameters: BTreeMap::new(),
+///     seed: 1,
+/// };
+/// let run = TrainRun {
+///     store,
+///     scratch: "scratch".into(),
+///     progress: Arc::new(NoProgress),
+///     cancel: Cancellation::new(),
+///     clock: Arc::new(SystemClock),
+/// };
+/// let candidate = TextClassifierTrainer::new(Device::cpu()).train(&plan, &run).await?;
+/// println!("{:?}", candidate.metrics);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct TextClassifierTrainer {
     device: Device,

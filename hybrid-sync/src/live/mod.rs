@@ -50,6 +50,27 @@ use crate::Backoff;
 ///   [`require_fresh`](LiveModelBuilder::require_fresh), requests are refused instead.
 ///
 /// Nothing happens by itself: call [`refresh`](Self::refresh), or spawn [`run`](Self::run).
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use hybrid_core::{
+///     ArtifactStore, CallContext, Cancellation, ChannelName, InferenceBackend, ModelLoader, RequestId, Result, SystemIds, TenantId,
+///     task::{Classify, ClassifyRequest},
+/// };
+/// use hybrid_sync::{live::LiveModel, registry::{Namespace, Registry, Trust}};
+///
+/// # async fn serve(bucket: Arc<dyn ArtifactStore>, trust: Trust, loader: Arc<dyn ModelLoader<Classify>>) -> Result<()> {
+/// let registry = Registry::new(bucket, Namespace::root());
+/// let model = LiveModel::builder(registry, "bakery".parse()?, ChannelName::stable(), trust, loader, "models").build().await?;
+/// let (follower, stop) = (model.clone(), Cancellation::new());
+/// tokio::spawn(async move { follower.run(stop).await });
+///
+/// let cx = CallContext::new(TenantId::single(), RequestId::next(&SystemIds::default()));
+/// let reply = model.infer(&cx, ClassifyRequest::one("Are you open?")).await?;
+/// println!("{} by {:?}", reply.response.results[0].label, reply.meta.model);
+/// # Ok(())
+/// # }
+/// ```
 pub struct LiveModel<T: Task> {
     shared: Arc<Shared<T>>,
 }

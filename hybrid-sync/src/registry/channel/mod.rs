@@ -26,6 +26,20 @@ const APPEND: &str = "append to channel";
 const LOOK_BACK: usize = 32;
 
 /// One channel of one model: its writer's side. Readers use [`ChannelReader`].
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use hybrid_core::{ChannelName, Clock, Digest, Result, SystemClock, SystemIds};
+/// use hybrid_sync::registry::{FileSigner, Registry, Release};
+///
+/// # async fn release(registry: Registry, release_key: FileSigner, version: Digest) -> Result<()> {
+/// let channel = registry.channel(&"bakery".parse()?, &ChannelName::stable());
+/// let in_service = channel.head(&[release_key.public_key().clone()]).await?.map(|head| head.statement.manifest);
+/// let release = Release::new(version, in_service, "better on the golden set", &SystemIds::default());
+/// channel.append(release, &release_key, SystemClock.now(), Duration::from_secs(90 * 24 * 3600)).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Channel {
     registry: Registry,
