@@ -67,6 +67,7 @@ mod json;
 mod model_id;
 mod price;
 mod retry;
+mod streaming;
 mod trace;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

@@ -24,7 +24,7 @@ use hybrid_core::{
 };
 
 use self::request::Mapped;
-use super::{ModelOptions, call::Caller, failure::Failure, trace::TraceTap};
+use super::{ModelOptions, call::Caller, failure::Failure, streaming::Opened, trace::TraceTap};
 
 const INFER: &str = "converse with Bedrock";
 const STREAM: &str = "stream from Bedrock";
@@ -128,9 +128,9 @@ impl InferenceBackend<Chat> for BedrockChat {
             .caller
             .call(cx, STREAM, limit, || async {
                 let (answer, tap) = self.open(mapped.clone()).await?;
-                stream::Opened::begin(answer.stream, tap).await
+                Opened::begin(stream::Events::new(answer.stream, tap)).await
             })
             .await?;
-        Ok(stream::events(opened, Arc::clone(&self.caller), cx.clone(), start, mapped.notes))
+        Ok(opened.events(Arc::clone(&self.caller), cx.clone(), start, mapped.notes))
     }
 }

@@ -1,9 +1,6 @@
 //! From ConverseStream's events to [`ChatDelta`]s, with one end.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use aws_sdk_bedrockruntime::{
     primitives::event_stream::EventReceiver,
@@ -12,12 +9,11 @@ use aws_sdk_bedrockruntime::{
         ImageBlockDelta, ReasoningContentBlockDelta, ToolResultBlockDelta, error::ConverseStreamOutputError,
     },
 };
-use futures_util::{StreamExt, stream};
 use hybrid_core::{
-    BoxStream, CallContext, ErrorKind, Event, Monotonic, Note, ReplyMeta, Result, Usage,
+    CallContext, Monotonic, Note, ReplyMeta, Result, Usage,
     task::{
-        BlockDelta, Chat, ChatDelta, Citation, ContentPart, ImagePart, MediaSource, ResponseDetails, StopReason,
-        ToolResult, ToolResultPart, ToolUse,
+        BlockDelta, ChatDelta, Citation, ContentPart, ImagePart, MediaSource, ResponseDetails, StopReason, ToolResult,
+        ToolResultPart, ToolUse,
     },
 };
 use serde::de::IgnoredAny;
@@ -25,9 +21,10 @@ use serde_json::Value;
 
 use super::{
     super::{
-        call::{Caller, note, within},
+        call::{Caller, note},
         failure::Failure,
         json,
+        streaming::Pieces,
         trace::TraceTap,
     },
     STREAM, media, response,
@@ -35,106 +32,54 @@ use super::{
 
 type Receiver = EventReceiver<ConverseStreamOutput, ConverseStreamOutputError>;
 
-/// A stream of which nothing has reached the caller, though its first content has come: up to here a call may be made again.
+/// ConverseStream's events.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct Events {
     receiver: Receiver,
     decoder: Decoder,
-    ready: VecDeque<ChatDelta>,
 }
 
-impl Opened {
-    pub(super) async fn begin(receiver: Receiver, tap: TraceTap) -> std::result::Result<Self, Failure> {
-        let mut opened = Self { receiver, decoder: Decoder::new(tap), ready: VecDeque::new() };
-        let is_content = |delta: &ChatDelta| !matches!(delta, ChatDelta::Start { .. });
-        while !opened.decoder.is_done() && !opened.ready.iter().any(is_content) {
-            opened.advance().await?;
-        }
-        Ok(opened)
+impl Events {
+    pub(super) fn new(receiver: Receiver, tap: TraceTap) -> Self {
+        Self { receiver, decoder: Decoder::new(tap) }
     }
+}
 
-    /// Reads one event.
-    async fn advance(&mut self) -> std::result::Result<(), Failure> {
+impl Pieces for Events {
+    const OPERATION: &'static str = STREAM;
+
+    async fn advance(&mut self, ready: &mut VecDeque<ChatDelta>) -> std::result::Result<(), Failure> {
         match self.receiver.recv().await {
-            Ok(Some(event)) => self.decoder.take(event, &mut self.ready),
+            Ok(Some(event)) => self.decoder.take(event, ready),
             Ok(None) => Err(Failure::cut("the stream ended before the answer did")),
             Err(error) => Err(Failure::in_stream(error)),
         }
     }
-}
 
-/// The stream that the caller gets.
-pub(super) fn events(
-    opened: Opened,
-    caller: Arc<Caller>,
-    cx: CallContext,
-    start: Monotonic,
-    notes: Vec<Note>,
-) -> BoxStream<'static, Result<Event<Chat>>> {
-    let reading = Reading { opened, caller, cx, start, notes };
-    let next = |state: Option<Reading>| async {
-        let mut reading = state?;
-        match reading.next().await {
-            Ok(Some(delta)) => Some((Ok(Event::Delta(delta)), Some(reading))),
-            Ok(None) => Some((reading.done().map(Event::Done), None)),
-            Err(error) => Some((Err(error), None)),
-        }
-    };
-    stream::unfold(Some(reading), next).boxed()
-}
-
-struct Reading {
-    opened: Opened,
-    caller: Arc<Caller>,
-    cx: CallContext,
-    start: Monotonic,
-    notes: Vec<Note>,
-}
-
-impl Reading {
-    /// The next delta, or `None` once the answer is whole.
-    async fn next(&mut self) -> Result<Option<ChatDelta>> {
-        loop {
-            self.cx.check(STREAM)?;
-            if let Some(delta) = self.opened.ready.pop_front() {
-                return Ok(Some(delta));
-            }
-            if self.opened.decoder.is_done() {
-                return Ok(None);
-            }
-            let limit = self.caller.options.stall_after;
-            let opened = &mut self.opened;
-            let read = self.cx.run(STREAM, async { Ok(within(&self.cx, limit, opened.advance()).await) }).await?;
-            match read {
-                Ok(()) => {}
-                // The answer is whole; what would have come is the bill.
-                Err(failure) if self.opened.decoder.stopped.is_some() && is_silence(&failure) => {
-                    let why = format!("the answer is whole, its usage is unknown: {}", failure.message);
-                    self.notes.push(note("unmetered", why));
-                    self.opened.decoder.unmetered = true;
-                    return Ok(None);
-                }
-                Err(failure) => return Err(failure.into_error(STREAM).with("model", self.caller.id.as_str())),
-            }
-        }
+    fn is_done(&self) -> bool {
+        self.decoder.is_done()
     }
 
-    fn done(&mut self) -> Result<ReplyMeta> {
-        let decoder = &mut self.opened.decoder;
-        self.notes.append(&mut decoder.notes);
-        let elapsed = self.cx.clock.monotonic().since(self.start);
-        let mut meta =
-            self.caller.meta(elapsed, decoder.usage.take().unwrap_or_default(), std::mem::take(&mut self.notes))?;
-        if decoder.unmetered {
+    /// What would have come is the bill.
+    fn is_whole_without(&mut self, silence: &Failure) -> bool {
+        let decoder = &mut self.decoder;
+        if decoder.stopped.is_some() {
+            let why = format!("the answer is whole, its usage is unknown: {}", silence.message);
+            decoder.notes.push(note("unmetered", why));
+            decoder.unmetered = true;
+        }
+        decoder.unmetered
+    }
+
+    fn finish(self, caller: &Caller, cx: &CallContext, start: Monotonic, mut notes: Vec<Note>) -> Result<ReplyMeta> {
+        notes.extend(self.decoder.notes);
+        let elapsed = cx.clock.monotonic().since(start);
+        let mut meta = caller.meta(elapsed, self.decoder.usage.unwrap_or_default(), notes)?;
+        if self.decoder.unmetered {
             meta.cost = None;
         }
         Ok(meta)
     }
-}
-
-/// Whether a failure is that nothing came, rather than that something wrong did.
-fn is_silence(failure: &Failure) -> bool {
-    failure.code.is_none() && matches!(failure.kind, ErrorKind::Unavailable | ErrorKind::Timeout)
 }
 
 /// Follows one answer.

@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 use super::{
     call::{Caller, note},
     failure::Failure,
+    streaming::Opened,
 };
 use crate::wire::chat::{AnswerReader, Chunk, WireOptions, write_request};
 
@@ -79,10 +80,10 @@ impl InferenceBackend<Chat> for BedrockImportedChat {
             .caller
             .call(cx, STREAM, limit, || async {
                 let answer = self.open(&body).await?;
-                stream::Opened::begin(answer.body, Answer::new(cx, pointers.clone())).await
+                Opened::begin(stream::Chunks::new(answer.body, Answer::new(cx, pointers.clone()))).await
             })
             .await?;
-        Ok(stream::events(opened, Arc::clone(&self.caller), cx.clone(), start, notes))
+        Ok(opened.events(Arc::clone(&self.caller), cx.clone(), start, notes))
     }
 }
 

@@ -1,48 +1,36 @@
-//! From InvokeModelWithResponseStream's chunks to [`ChatDelta`]s, with one end.
+//! From InvokeModelWithResponseStream's chunks to [`ChatDelta`]s.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::collections::VecDeque;
 
 use aws_sdk_bedrockruntime::{
     primitives::event_stream::EventReceiver,
     types::{ResponseStream, error::ResponseStreamError},
 };
-use futures_util::{StreamExt, stream};
-use hybrid_core::{
-    BoxStream, CallContext, ErrorKind, Event, Monotonic, Note, ReplyMeta, Result,
-    task::{Chat, ChatDelta},
-};
+use hybrid_core::{CallContext, Monotonic, Note, ReplyMeta, Result, task::ChatDelta};
 
 use super::{
-    super::{
-        call::{Caller, within},
-        failure::Failure,
-    },
+    super::{call::Caller, failure::Failure, streaming::Pieces},
     Answer, STREAM, meta,
 };
 
-type Receiver = EventReceiver<ResponseStream, ResponseStreamError>;
-
-/// A stream of which nothing has reached the caller, though its first content has come: up to here a call may be made again.
+/// The chunks of one answer.
 #[derive(Debug)]
-pub(super) struct Opened {
-    receiver: Receiver,
+pub(super) struct Chunks {
+    receiver: EventReceiver<ResponseStream, ResponseStreamError>,
     answer: Answer,
-    ready: VecDeque<ChatDelta>,
     ended: bool,
 }
 
-impl Opened {
-    pub(super) async fn begin(receiver: Receiver, answer: Answer) -> std::result::Result<Self, Failure> {
-        let mut opened = Self { receiver, answer, ready: VecDeque::new(), ended: false };
-        let is_content = |delta: &ChatDelta| !matches!(delta, ChatDelta::Start { .. } | ChatDelta::Details(_));
-        while !opened.ended && !opened.ready.iter().any(is_content) {
-            opened.advance().await?;
-        }
-        Ok(opened)
+impl Chunks {
+    pub(super) fn new(receiver: EventReceiver<ResponseStream, ResponseStreamError>, answer: Answer) -> Self {
+        Self { receiver, answer, ended: false }
     }
+}
 
-    /// Reads one chunk.
-    async fn advance(&mut self) -> std::result::Result<(), Failure> {
+impl Pieces for Chunks {
+    const OPERATION: &'static str = STREAM;
+
+    async fn advance(&mut self, ready: &mut VecDeque<ChatDelta>) -> std::result::Result<(), Failure> {
         match self.receiver.recv().await {
             Ok(Some(ResponseStream::Chunk(part))) => {
                 let bytes = part.bytes.ok_or_else(|| Failure::corrupt("a chunk of the stream is empty"))?;
@@ -50,7 +38,7 @@ impl Opened {
                 let json =
                     json.map_err(|error| Failure::corrupt("a chunk of the stream is not JSON").caused_by(error))?;
                 let read = self.answer.read(json);
-                self.ready.extend(read.map_err(|error| Failure::corrupt(error.message().to_owned()).caused_by(error))?);
+                ready.extend(read.map_err(|error| Failure::corrupt(error.message().to_owned()).caused_by(error))?);
                 Ok(())
             }
             // Kinds of events that later versions may have tell nothing of the answer.
@@ -63,66 +51,17 @@ impl Opened {
             Err(error) => Err(Failure::in_stream(error)),
         }
     }
-}
 
-/// The stream that the caller gets.
-pub(super) fn events(
-    opened: Opened,
-    caller: Arc<Caller>,
-    cx: CallContext,
-    start: Monotonic,
-    notes: Vec<Note>,
-) -> BoxStream<'static, Result<Event<Chat>>> {
-    let reading = Reading { opened, caller, cx, start, notes };
-    let next = |state: Option<Reading>| async {
-        let mut reading = state?;
-        match reading.next().await {
-            Ok(Some(delta)) => Some((Ok(Event::Delta(delta)), Some(reading))),
-            Ok(None) => Some((reading.done().map(Event::Done), None)),
-            Err(error) => Some((Err(error), None)),
-        }
-    };
-    stream::unfold(Some(reading), next).boxed()
-}
-
-struct Reading {
-    opened: Opened,
-    caller: Arc<Caller>,
-    cx: CallContext,
-    start: Monotonic,
-    notes: Vec<Note>,
-}
-
-impl Reading {
-    /// The next delta, or `None` once the stream has ended.
-    async fn next(&mut self) -> Result<Option<ChatDelta>> {
-        loop {
-            self.cx.check(STREAM)?;
-            if let Some(delta) = self.opened.ready.pop_front() {
-                return Ok(Some(delta));
-            }
-            if self.opened.ended {
-                return Ok(None);
-            }
-            let limit = self.caller.options.stall_after;
-            let opened = &mut self.opened;
-            let read = self.cx.run(STREAM, async { Ok(within(&self.cx, limit, opened.advance()).await) }).await?;
-            match read {
-                Ok(()) => {}
-                // The answer is whole; what would have come is its count of tokens.
-                Err(failure) if self.opened.answer.stopped && is_silence(&failure) => self.opened.ended = true,
-                Err(failure) => return Err(failure.into_error(STREAM).with("model", self.caller.id.as_str())),
-            }
-        }
+    fn is_done(&self) -> bool {
+        self.ended
     }
 
-    fn done(self) -> Result<ReplyMeta> {
-        let usage = self.opened.answer.finish()?;
-        meta(&self.caller, &self.cx, self.start, usage, self.notes)
+    /// What would have come is its count of tokens.
+    fn is_whole_without(&mut self, _silence: &Failure) -> bool {
+        self.answer.stopped
     }
-}
 
-/// Whether a failure is that nothing came, rather than that something wrong did.
-fn is_silence(failure: &Failure) -> bool {
-    failure.code.is_none() && matches!(failure.kind, ErrorKind::Unavailable | ErrorKind::Timeout)
+    fn finish(self, caller: &Caller, cx: &CallContext, start: Monotonic, notes: Vec<Note>) -> Result<ReplyMeta> {
+        meta(caller, cx, start, self.answer.finish()?, notes)
+    }
 }
