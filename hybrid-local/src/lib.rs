@@ -25,6 +25,13 @@ pub mod evaluation;
 mod files;
 #[cfg(feature = "embedded")]
 mod folder_store;
+// Both features share them, and neither uses all of them.
+#[cfg(any(feature = "classifier", feature = "decoder"))]
+#[cfg_attr(not(all(feature = "classifier", feature = "decoder")), allow(dead_code, unused_imports))]
+mod ops;
+#[cfg(any(feature = "classifier", feature = "decoder"))]
+#[cfg_attr(not(all(feature = "classifier", feature = "decoder")), allow(dead_code))]
+mod random;
 #[cfg(feature = "embedded")]
 mod sqlite;
 #[cfg(feature = "classifier")]

@@ -87,7 +87,7 @@ fn best(logits: &[f32]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text_classifier::random::Random;
+    use crate::random::Random;
 
     /// Labels drawn from the very probabilities that `true_logits` say, and a model that is `factor` times as sure.
     fn drawn(factor: f32) -> Unseen {

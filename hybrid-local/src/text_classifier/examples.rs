@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use hybrid_core::{Error, Judgment, Result, Task, task::Classify};
 
-use super::{MAX_LABEL_BYTES, MAX_LABELS, check_text, random::Random};
+use super::{MAX_LABEL_BYTES, MAX_LABELS, check_text};
+use crate::random::Random;
 
 const OPERATION: &str = "read judgments";
 

@@ -15,7 +15,6 @@ mod files;
 mod gradients;
 mod hashed;
 mod loader;
-mod random;
 mod settings;
 mod tensors;
 mod trainer;

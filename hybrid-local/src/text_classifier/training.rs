@@ -16,9 +16,9 @@ use super::{
     calibration::Unseen,
     checkpoint::{Checkpoint, Position},
     examples::Examples,
-    random::Random,
     tensors::{Array, Tensors, take_f32},
 };
+use crate::random::Random;
 
 const OPERATION: &str = "train";
 const STAGE: &str = "train";

@@ -8,18 +8,18 @@ use super::{
     config::BertConfig,
     model::{logits, on_device},
     network::{Dropout, Network},
-    ops::{Operators, Rates, Step, squares, update},
     settings::BertSettings,
     tokens::{Batch, Encoded, Tokens},
 };
 use crate::{
     Device,
+    ops::{Operators, Rates, Step, squares, update},
+    random::Random,
     text_classifier::{
         ClassifierConfig,
         examples::Examples,
         files::check_memory,
         gradients::{Proof, cross_entropy, prove, smooth_targets},
-        random::Random,
         tensor_error,
         tensors::{Array, Tensors, Values, take_f32},
         training::{Learner, Method, StepAt},

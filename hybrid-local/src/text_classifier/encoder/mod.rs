@@ -2,7 +2,7 @@
 //!
 //! A base model in Hugging Face layout (`config.json`, `tokenizer.json`, `model.safetensors`) becomes a classifier: the encoder, the first
 //! row or the mean of all rows of a text, a layer with an activation, and a layer that gives the logits. `family` knows the families' names,
-//! `config` the sizes, `base` where models lie, `tokens` the texts, `ops` the arithmetic, `network` the network, `learner` how it learns.
+//! `config` the sizes, `base` where models lie, `tokens` the texts, `network` the network, `learner` how it learns.
 //!
 //! # Files
 //! The architecture `bert-text-classifier/1` has in its folder all that it needs:
@@ -18,7 +18,6 @@ mod family;
 mod learner;
 mod model;
 mod network;
-mod ops;
 mod settings;
 mod tokens;
 

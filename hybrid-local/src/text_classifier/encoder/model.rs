@@ -6,11 +6,11 @@ use hybrid_core::{Error, Result};
 use super::{
     config::BertConfig,
     network::Network,
-    ops::Operators,
     tokens::{Batch, Encoded, Tokens},
 };
 use crate::{
     Device,
+    ops::Operators,
     text_classifier::{
         ClassifierConfig, backend,
         backend::Reading,

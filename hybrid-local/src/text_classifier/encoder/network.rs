@@ -10,10 +10,12 @@ use hybrid_core::Result;
 use super::{
     config::{EncoderConfig, LoraConfig, Pooling, TARGETS},
     family::HeadActivation,
-    ops::{Activation, Operators},
     tokens::Batch,
 };
-use crate::text_classifier::random::Random;
+use crate::{
+    ops::{Activation, Operators},
+    random::Random,
+};
 
 /// A network whose tensors are constants, variables, or some of each.
 #[derive(Debug)]

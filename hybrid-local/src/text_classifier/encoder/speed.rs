@@ -17,14 +17,14 @@ use super::{
     config::EncoderConfig,
     family::HeadActivation,
     learner::{BertLearner, BertMethod},
-    ops::Operators,
     settings::{BertSettings, Mode},
 };
 use crate::{
     Device,
+    ops::Operators,
+    random::Random,
     text_classifier::{
         examples::Examples,
-        random::Random,
         settings::Settings,
         tensors::{Array, Tensors},
         training::{Learner, StepAt},

@@ -9,15 +9,15 @@ use super::{
     config::Pooling,
     learner::{BertLearner, BertMethod},
     network::Network,
-    ops::Operators,
     settings::{BertSettings, Mode},
     tokens::{Batch, Tokens},
 };
 use crate::{
     Device,
+    ops::Operators,
+    random::Random,
     text_classifier::{
         examples::Examples,
-        random::Random,
         settings::Settings,
         tensors::{self, Array, Tensors, Values, take_f32, take_u32},
         training::{Learner, StepAt},

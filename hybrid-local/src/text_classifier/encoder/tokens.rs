@@ -7,7 +7,7 @@ use hybrid_core::{Error, Result};
 use serde::de::IgnoredAny;
 use tokenizers::{PostProcessor, Tokenizer, TruncationDirection};
 
-use super::ops::Spans;
+use crate::ops::Spans;
 
 const OPERATION: &str = "read tokenizer";
 const NO_TOKENIZER: &str = "not a tokenizer that the library can read";

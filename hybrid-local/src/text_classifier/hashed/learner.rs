@@ -4,11 +4,11 @@ use hybrid_core::Result;
 use super::{Bag, HashedConfig, HashedModel, HashedSettings, Head, Vocabulary, forward, logits, sum_rows};
 use crate::{
     Device,
+    random::Random,
     text_classifier::{
         ClassifierConfig,
         examples::Examples,
         gradients::{check, cross_entropy, smooth_targets},
-        random::Random,
         tensor_error,
         tensors::{Array, Tensors, take_f32},
         training::{Learner, Method, StepAt},

@@ -15,29 +15,23 @@ const SHARE: usize = 32 << 10;
 
 /// How far one step goes.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::text_classifier::encoder) struct Rates {
-    pub(in crate::text_classifier::encoder) learning: f64,
+pub(crate) struct Rates {
+    pub(crate) learning: f64,
     /// The share of a weight that a step of learning rate 1 takes away.
-    pub(in crate::text_classifier::encoder) decay: f64,
+    pub(crate) decay: f64,
 }
 
 /// What is the same for all parameters of a step.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::text_classifier::encoder) struct Step {
+pub(crate) struct Step {
     /// Counts from 1.
-    pub(in crate::text_classifier::encoder) number: usize,
+    pub(crate) number: usize,
     /// What gradients are multiplied by, so that they are not too long together.
-    pub(in crate::text_classifier::encoder) clip: f64,
+    pub(crate) clip: f64,
 }
 
 /// Moves a parameter and its moments `[2, …]`: the running means of its gradients and of their squares.
-pub(in crate::text_classifier::encoder) fn update(
-    parameter: &Var,
-    moments: &Var,
-    gradient: &Tensor,
-    step: Step,
-    rates: Rates,
-) -> Result<()> {
+pub(crate) fn update(parameter: &Var, moments: &Var, gradient: &Tensor, step: Step, rates: Rates) -> Result<()> {
     let corrections = BETAS.map(|beta| 1.0 - beta.powi(i32::try_from(step.number).unwrap_or(i32::MAX)));
     if parameter.device().is_cpu() {
         moments.inplace_op2(&gradient.contiguous()?, &Average { clip: step.clip as f32 })?;
@@ -56,7 +50,7 @@ pub(in crate::text_classifier::encoder) fn update(
 }
 
 /// The sum of a tensor's squares.
-pub(in crate::text_classifier::encoder) fn squares(tensor: &Tensor) -> Result<f64> {
+pub(crate) fn squares(tensor: &Tensor) -> Result<f64> {
     if tensor.device().is_cpu() {
         let tensor = tensor.contiguous()?;
         let read = tensor.storage_and_layout();

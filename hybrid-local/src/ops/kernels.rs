@@ -212,7 +212,7 @@ fn block<const ROWS: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text_classifier::random::Random;
+    use crate::random::Random;
 
     #[test]
     fn the_exponential_and_the_unit_agree_with_double_precision() {

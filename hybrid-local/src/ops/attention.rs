@@ -14,11 +14,11 @@ use super::{
 
 /// Texts that lie one after another in the rows of a tensor.
 #[derive(Clone, Debug)]
-pub(in crate::text_classifier::encoder) struct Spans(Arc<[usize]>);
+pub(crate) struct Spans(Arc<[usize]>);
 
 impl Spans {
     /// Spans of these lengths.
-    pub(in crate::text_classifier::encoder) fn of(lengths: impl IntoIterator<Item = usize>) -> Self {
+    pub(crate) fn of(lengths: impl IntoIterator<Item = usize>) -> Self {
         let mut end = 0;
         let ends = lengths.into_iter().map(|length| {
             end += length;
@@ -28,16 +28,16 @@ impl Spans {
     }
 
     /// For each text its first row and its number of rows.
-    pub(in crate::text_classifier::encoder) fn iter(&self) -> impl Iterator<Item = (usize, usize)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, usize)> {
         let starts = [0].into_iter().chain(self.0.iter().copied());
         starts.zip(self.0.iter().copied()).map(|(start, end)| (start, end - start))
     }
 
-    pub(in crate::text_classifier::encoder) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
-    pub(in crate::text_classifier::encoder) fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.0.last().copied().unwrap_or_default()
     }
 }

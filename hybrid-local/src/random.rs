@@ -9,10 +9,10 @@ use rand_chacha::{
 
 /// A stream of random numbers, the same on every machine: ChaCha8 keyed with SHA-256 of seed, purpose and index.
 #[derive(Clone, Debug)]
-pub(super) struct Random(ChaCha8Rng);
+pub(crate) struct Random(ChaCha8Rng);
 
 impl Random {
-    pub(super) fn of(seed: u64, purpose: &str, index: [u64; 2]) -> Self {
+    pub(crate) fn of(seed: u64, purpose: &str, index: [u64; 2]) -> Self {
         let mut hasher = Hasher::new();
         hasher.update(&seed.to_le_bytes());
         index.iter().for_each(|index| hasher.update(&index.to_le_bytes()));
@@ -21,17 +21,17 @@ impl Random {
     }
 
     /// Uniform in `0..bound`; `bound` must not be zero. The bias is below `bound / 2^64`.
-    fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
     }
 
     /// Uniform in `0.0..1.0`.
-    pub(super) fn uniform(&mut self) -> f64 {
+    pub(crate) fn uniform(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// `count` numbers of which a `share` (to 1/65,536) is zero and the rest one over the other share, so that the mean is one.
-    pub(super) fn mask(&mut self, count: usize, share: f64) -> Vec<f32> {
+    pub(crate) fn mask(&mut self, count: usize, share: f64) -> Vec<f32> {
         let (limit, kept) = ((share * 65_536.0) as u16, (1.0 / (1.0 - share)) as f32);
         let mut draws = vec![0u8; 2 * count];
         self.0.fill_bytes(&mut draws);
@@ -40,14 +40,14 @@ impl Random {
     }
 
     /// Puts `items` in random order (Fisher and Yates).
-    pub(super) fn shuffle<T>(&mut self, items: &mut [T]) {
+    pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i + 1));
         }
     }
 
     /// `count` draws from the normal distribution with mean 0 and deviation `scale` (Box and Muller).
-    pub(super) fn normal(&mut self, count: usize, scale: f64) -> Vec<f32> {
+    pub(crate) fn normal(&mut self, count: usize, scale: f64) -> Vec<f32> {
         (0..count)
             .map(|_| {
                 let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();

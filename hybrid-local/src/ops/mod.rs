@@ -1,4 +1,4 @@
-//! The operators of an encoder, all differentiable.
+//! The operators of networks, all differentiable.
 //!
 //! Texts lie one after another in the rows of a tensor, without padding. Whatever works on rows alone then works on no row in vain;
 //! attention is told where a text begins and ends.
@@ -13,12 +13,12 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-pub(super) use attention::Spans;
-pub(super) use optimiser::{Rates, Step, squares, update};
+pub(crate) use attention::Spans;
+pub(crate) use optimiser::{Rates, Step, squares, update};
 
 /// What a linear layer ends in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Activation {
+pub(crate) enum Activation {
     None,
     /// `x · Φ(x)`.
     Gelu,
@@ -26,7 +26,7 @@ pub(super) enum Activation {
 
 /// Whose operators to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Operators {
+pub(crate) enum Operators {
     /// This crate's own, for the processor.
     Fused,
     /// The tensor library's.
@@ -34,12 +34,12 @@ pub(super) enum Operators {
 }
 
 impl Operators {
-    pub(super) fn of(device: &candle_core::Device) -> Self {
+    pub(crate) fn of(device: &candle_core::Device) -> Self {
         if device.is_cpu() { Self::Fused } else { Self::Composed }
     }
 
     /// `activation(x Wᵀ + b)`: `[rows, in]`, `[out, in]` and `[out]` give `[rows, out]`.
-    pub(super) fn linear(self, x: &Tensor, weight: &Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
+    pub(crate) fn linear(self, x: &Tensor, weight: &Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
         match self {
             Self::Fused => fused::linear(x, weight, bias, activation),
             Self::Composed => composed::linear(x, weight, bias, activation),
@@ -47,7 +47,7 @@ impl Operators {
     }
 
     /// The layer norm of `x · mask + residual`, all `[rows, columns]`; Ba, Kiros and Hinton, "Layer Normalization", 2016.
-    pub(super) fn norm(
+    pub(crate) fn norm(
         self,
         x: &Tensor,
         residual: &Tensor,
@@ -62,7 +62,7 @@ impl Operators {
     }
 
     /// The attention of each text over itself: queries, keys and values are `[rows, hidden]`, the result too.
-    pub(super) fn attention(
+    pub(crate) fn attention(
         self,
         [queries, keys, values]: [&Tensor; 3],
         spans: &Spans,
@@ -80,7 +80,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
-    use crate::text_classifier::random::Random;
+    use crate::random::Random;
 
     fn var(random: &mut Random, shape: &[usize]) -> Var {
         Var::from_vec(random.normal(shape.iter().product(), 1.0), shape, &Device::Cpu).unwrap()
