@@ -25,6 +25,9 @@ pub mod evaluation;
 mod files;
 #[cfg(feature = "embedded")]
 mod folder_store;
+#[cfg(any(feature = "classifier", feature = "decoder"))]
+#[cfg_attr(not(all(feature = "classifier", feature = "decoder")), allow(dead_code))]
+mod learning;
 // Both features share them, and neither uses all of them.
 #[cfg(any(feature = "classifier", feature = "decoder"))]
 #[cfg_attr(not(all(feature = "classifier", feature = "decoder")), allow(dead_code, unused_imports))]
@@ -34,6 +37,9 @@ mod ops;
 mod random;
 #[cfg(feature = "embedded")]
 mod sqlite;
+#[cfg(any(feature = "classifier", feature = "decoder"))]
+#[cfg_attr(not(all(feature = "classifier", feature = "decoder")), allow(dead_code))]
+mod tensors;
 #[cfg(feature = "classifier")]
 mod text_classifier;
 

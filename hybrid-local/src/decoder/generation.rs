@@ -132,7 +132,7 @@ impl Decoder {
         for (i, tokens) in prompt.chunks(PORTION).enumerate() {
             check()?;
             let wanted = if i + 1 == portions { Wanted::Last } else { Wanted::None };
-            logits = self.network.forward(&mut [Part { tokens, cache, wanted }])?;
+            logits = self.network.forward(&mut [Part { tokens, cache, wanted, adapter: None }])?;
         }
         logits.pop().ok_or_else(|| Error::internal(OPERATION, "the network gave no logits"))
     }
@@ -188,7 +188,7 @@ impl Writing<'_> {
             if cut.is_some() {
                 break;
             }
-            let part = Part { tokens: &[token], cache, wanted: Wanted::Last };
+            let part = Part { tokens: &[token], cache, wanted: Wanted::Last, adapter: None };
             let next = self.decoder.network.forward(&mut [part])?.pop();
             logits = next.ok_or_else(|| Error::internal(OPERATION, "the network gave no logits"))?;
         }
@@ -247,7 +247,12 @@ mod tests {
         let prompt: Vec<u32> = (0..2 * PORTION as u32 + 7).map(|i| 3 + i * 31 % 300).collect();
         let ours = decoder.read(&prompt, &mut decoder.network.cache(2_000), &|| Ok(())).unwrap();
         let mut cache = decoder.network.cache(2_000);
-        let whole = decoder.network.forward(&mut [Part { tokens: &prompt, cache: &mut cache, wanted: Wanted::Last }]);
+        let whole = decoder.network.forward(&mut [Part {
+            tokens: &prompt,
+            cache: &mut cache,
+            wanted: Wanted::Last,
+            adapter: None,
+        }]);
         for (a, b) in ours.iter().zip(&whole.unwrap()[0]) {
             assert!((a - b).abs() < 1e-3, "{a} and {b}");
         }

@@ -5,6 +5,9 @@
 //! as the model reads it; `sampling` draws tokens; `answer` tells words, thoughts and calls of tools apart; `generation` is the loop, and
 //! `backend` serves it.
 
+// Serving is still to hand adapters to chosen rows.
+#[allow(dead_code)]
+mod adapter;
 mod answer;
 mod backend;
 mod config;

@@ -7,16 +7,12 @@
 
 mod backend;
 mod calibration;
-mod checkpoint;
 mod encoder;
 mod examples;
 mod features;
-mod files;
-mod gradients;
 mod hashed;
 mod loader;
-mod settings;
-mod tensors;
+mod loss;
 mod trainer;
 mod training;
 
@@ -25,7 +21,12 @@ use std::collections::BTreeSet;
 use hybrid_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::device::tensor_error;
+use crate::{
+    device::tensor_error,
+    files,
+    learning::{checkpoint, gradients, settings},
+    tensors,
+};
 
 pub use loader::TextClassifierLoader;
 pub use trainer::TextClassifierTrainer;

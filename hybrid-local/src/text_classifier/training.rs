@@ -11,10 +11,11 @@
 use std::time::Duration;
 
 use hybrid_core::{Cancellation, Error, ProgressEvent, Result, TrainRun};
+use serde::{Deserialize, Serialize};
 
 use super::{
     calibration::Unseen,
-    checkpoint::{Checkpoint, Position},
+    checkpoint::Checkpoint,
     examples::Examples,
     tensors::{Array, Tensors, take_f32},
 };
@@ -59,6 +60,19 @@ impl StepAt {
     pub(super) fn remaining(self) -> f64 {
         1.0 - self.step as f64 / self.planned.max(1) as f64
     }
+}
+
+/// How far a run has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Position {
+    /// The phase: the folds first, then the final model.
+    pub(super) phase: usize,
+    /// Steps done in this phase.
+    pub(super) step: usize,
+    /// The sum of this epoch's losses so far, as the bits of an `f64`.
+    pub(super) loss_bits: u64,
+    /// The mean loss of the last whole epoch, as the bits of an `f64`.
+    pub(super) epoch_loss_bits: u64,
 }
 
 /// How long and in what portions to train.
@@ -166,7 +180,7 @@ impl<'a> Course<'a> {
     }
 
     fn resume(&mut self) -> Result<(Position, Option<Tensors>)> {
-        let Some((position, mut state)) = self.checkpoint.load() else { return Ok(Default::default()) };
+        let Some((position, mut state)) = self.checkpoint.load::<Position>() else { return Ok(Default::default()) };
         self.answers = take_f32(&mut state, ANSWERS, &self.answers_shape())?;
         tracing::debug!(phase = position.phase, step = position.step, "training goes on from its checkpoint");
         Ok((position, Some(state)))

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, quantized::QTensor};
 
+use super::product;
 use crate::decoder::files::Stored;
 
 /// `x Wᵀ + b`, whatever W is made of.
@@ -33,6 +34,9 @@ impl Linear {
     /// `[rows, in]` gives `[rows, out]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let product = match &self.weight {
+            // In training.
+            Weight::Dense(weight) if x.track_op() || weight.track_op() => product::dense(x, weight)?,
+            Weight::Quantized(blocks) if x.track_op() => product::quantized(x, blocks)?,
             Weight::Dense(weight) => x.matmul(&weight.t()?)?,
             Weight::Quantized(blocks) => x.contiguous()?.apply_op1_no_bwd(blocks.as_ref())?,
         };

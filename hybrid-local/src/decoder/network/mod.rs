@@ -1,11 +1,14 @@
 //! The network: one for all families, driven by the configuration.
 //!
 //! The rows of a tensor are tokens, of one sequence after another. Whatever works on rows alone works on all sequences at once; attention
-//! is given each sequence for itself, with its cache.
+//! is given each sequence for itself, with its cache. In training there is no cache, and every operator has a way back.
 
 mod attention;
 mod cache;
 mod linear;
+mod product;
+#[cfg_attr(not(test), allow(dead_code))]
+mod sequences;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,12 +20,16 @@ use self::{
     linear::{Linear, Table},
 };
 use super::{
+    adapter::{Adapter, Module, Place, Worn},
     config::DecoderConfig,
     files::{Stored, Weights},
 };
 use crate::device::tensor_error;
 
 pub(super) use cache::Cache;
+pub(super) use product::dense as dense_product;
+#[cfg_attr(not(test), allow(unused_imports))]
+pub(super) use sequences::Sequences;
 
 /// A decoder with its weights in memory.
 #[derive(Debug)]
@@ -40,16 +47,23 @@ pub(super) struct Network {
 #[derive(Debug)]
 struct Layer {
     attention_norm: Norm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    query: Adaptable,
+    key: Adaptable,
+    value: Adaptable,
     /// Norms of each head's queries and keys.
     head_norms: Option<[Norm; 2]>,
-    output: Linear,
+    output: Adaptable,
     norm: Norm,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    gate: Adaptable,
+    up: Adaptable,
+    down: Adaptable,
+}
+
+/// A linear layer at a place that adapters know.
+#[derive(Debug)]
+struct Adaptable {
+    linear: Linear,
+    place: Place,
 }
 
 /// Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
@@ -66,6 +80,25 @@ pub(super) struct Part<'a> {
     /// What came before them, and after the pass they too.
     pub(super) cache: &'a mut Cache,
     pub(super) wanted: Wanted,
+    /// What these tokens alone wear beside the weights.
+    pub(super) adapter: Option<&'a Adapter>,
+}
+
+/// What the rows of one pass have beside their values.
+pub(super) struct Pass<'a> {
+    /// Cosines and sines of every row's position, `[rows, 1, pairs]`.
+    turns: [Tensor; 2],
+    seen: Seen<'a>,
+    worn: Vec<Worn<'a>>,
+}
+
+/// What rows see beside themselves.
+enum Seen<'a> {
+    /// What is in their sequence's cache, and those before them.
+    Cached { parts: &'a [Part<'a>], masks: Vec<Masks> },
+    /// Those before them in their sequence.
+    #[cfg_attr(not(test), allow(dead_code))]
+    Whole(&'a Sequences),
 }
 
 /// What is added to the scores of a sequence's new tokens, by the window of the layer.
@@ -92,7 +125,6 @@ impl Network {
     /// `Corrupt` that names the tensor that does not fit the configuration.
     pub(super) fn read(config: DecoderConfig, weights: &dyn Weights, device: &Device) -> Result<Self> {
         let (hidden, size) = (config.hidden, config.head_size);
-        let (queries, keys) = (config.query_size(), config.key_value_size());
         let vector = |name: &str, length: usize| weights.take(name, &[length], device)?.dense(device);
         let norm = |name: String, length: usize| {
             Ok(Norm { scale: vector(&format!("{name}.weight"), length)?, epsilon: config.norm_epsilon })
@@ -103,24 +135,24 @@ impl Network {
         };
         let layer = |layer: usize| -> Result<Layer> {
             let name = |part: &str| format!("model.layers.{layer}.{part}");
-            let attend =
-                |part: &str, output, input, biased| linear(name(&format!("self_attn.{part}")), output, input, biased);
-            let forward = |part: &str, output, input| {
-                linear(name(&format!("mlp.{part}")), output, input, config.feed_forward_bias)
+            let adaptable = |module: Module, biased: bool| -> Result<Adaptable> {
+                let [output, input] = module.shape(&config);
+                let linear = linear(name(module.path()), output, input, biased)?;
+                Ok(Adaptable { linear, place: Place { layer, module } })
             };
             let head_norms =
                 || -> Result<_> { Ok([norm(name("self_attn.q_norm"), size)?, norm(name("self_attn.k_norm"), size)?]) };
             Ok(Layer {
                 attention_norm: norm(name("input_layernorm"), hidden)?,
-                query: attend("q_proj", queries, hidden, config.attention_bias)?,
-                key: attend("k_proj", keys, hidden, config.attention_bias)?,
-                value: attend("v_proj", keys, hidden, config.attention_bias)?,
+                query: adaptable(Module::Query, config.attention_bias)?,
+                key: adaptable(Module::Key, config.attention_bias)?,
+                value: adaptable(Module::Value, config.attention_bias)?,
                 head_norms: config.head_norms.then(head_norms).transpose()?,
-                output: attend("o_proj", hidden, queries, config.output_bias)?,
+                output: adaptable(Module::Output, config.output_bias)?,
                 norm: norm(name("post_attention_layernorm"), hidden)?,
-                gate: forward("gate_proj", config.intermediate, hidden)?,
-                up: forward("up_proj", config.intermediate, hidden)?,
-                down: forward("down_proj", hidden, config.intermediate)?,
+                gate: adaptable(Module::Gate, config.feed_forward_bias)?,
+                up: adaptable(Module::Up, config.feed_forward_bias)?,
+                down: adaptable(Module::Down, config.feed_forward_bias)?,
             })
         };
         let table: Stored = weights.take("model.embed_tokens.weight", &[config.vocabulary, hidden], device)?;
@@ -160,16 +192,15 @@ impl Network {
         for part in &mut *parts {
             part.cache.reserve(part.tokens.len(), self.layers.len())?;
         }
-        let turns = self.turns(parts)?;
-        let masks = self.masks(parts)?;
-        let rows = tokens.len();
-        let mut x = self.table.rows(&Tensor::from_vec(tokens, rows, &self.device)?)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            let attended = self.attend(i, layer, &layer.attention_norm.forward(&x)?, parts, (&turns, &masks))?;
-            x = (x + attended)?;
-            let normed = layer.norm.forward(&x)?;
-            let gated = (layer.gate.forward(&normed)?.silu()? * layer.up.forward(&normed)?)?;
-            x = (x + layer.down.forward(&gated)?)?;
+        let positions = parts.iter().flat_map(|part| (0..part.tokens.len()).map(|i| part.cache.len() + i));
+        let pass = Pass {
+            turns: self.turns(positions)?,
+            seen: Seen::Cached { parts, masks: self.masks(parts)? },
+            worn: worn(parts),
+        };
+        let mut x = self.embed(&tokens)?;
+        for (at, layer) in self.layers.iter().enumerate() {
+            x = self.layer(at, layer, x, &pass)?;
         }
         let mut wanted = Vec::new();
         let mut first = 0;
@@ -191,37 +222,37 @@ impl Network {
         self.head.forward(&self.norm.forward(&x)?)?.to_vec2()
     }
 
-    fn attend(
-        &self,
-        at: usize,
-        layer: &Layer,
-        x: &Tensor,
-        parts: &[Part<'_>],
-        (turns, masks): (&[Tensor; 2], &[Masks]),
-    ) -> candle_core::Result<Tensor> {
+    /// The rows of tokens before the first layer, `[tokens, hidden]`.
+    fn embed(&self, tokens: &[u32]) -> candle_core::Result<Tensor> {
+        self.table.rows(&Tensor::from_slice(tokens, tokens.len(), &self.device)?)
+    }
+
+    fn layer(&self, at: usize, layer: &Layer, x: Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
+        let worn = &pass.worn;
+        let attended = self.attend(at, layer, &layer.attention_norm.forward(&x)?, pass)?;
+        let x = (x + attended)?;
+        let normed = layer.norm.forward(&x)?;
+        let gated = (layer.gate.forward(&normed, worn)?.silu()? * layer.up.forward(&normed, worn)?)?;
+        x + layer.down.forward(&gated, worn)?
+    }
+
+    fn attend(&self, at: usize, layer: &Layer, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
         let DecoderConfig { heads, key_value_heads, head_size, .. } = self.config;
+        let Pass { turns, seen, worn } = pass;
         let rows = x.dim(0)?;
-        let mut queries = layer.query.forward(x)?.reshape((rows, heads, head_size))?;
-        let mut keys = layer.key.forward(x)?.reshape((rows, key_value_heads, head_size))?;
-        let values = layer.value.forward(x)?.reshape((rows, key_value_heads, head_size))?;
+        let mut queries = layer.query.forward(x, worn)?.reshape((rows, heads, head_size))?;
+        let mut keys = layer.key.forward(x, worn)?.reshape((rows, key_value_heads, head_size))?;
+        let values = layer.value.forward(x, worn)?.reshape((rows, key_value_heads, head_size))?;
         if let Some([of_queries, of_keys]) = &layer.head_norms {
             (queries, keys) = (of_queries.forward(&queries)?, of_keys.forward(&keys)?);
         }
         let (queries, keys) = (turn(&queries, turns)?, turn(&keys, turns)?);
-        let mut attended = Vec::with_capacity(parts.len());
-        let mut first = 0;
         let window = self.config.windows[at];
-        for (part, masks) in parts.iter().zip(masks).filter(|(part, _)| !part.tokens.is_empty()) {
-            let rows = part.tokens.len();
-            let sight = Sight { from: part.cache.len(), window };
-            let own = |all: &Tensor| all.narrow(0, first, rows);
-            let by_head = |all: &Tensor| own(all)?.transpose(0, 1);
-            let [keys, values] = part.cache.extend(at, [&by_head(&keys)?, &by_head(&values)?], sight.first())?;
-            let mask = masks.get(&window).and_then(Option::as_ref);
-            attended.push(attention(&own(&queries)?, &keys, &values, mask)?);
-            first += rows;
-        }
-        layer.output.forward(&Tensor::cat(&attended, 0)?)
+        let attended = match seen {
+            Seen::Cached { parts, masks } => attend_cached(at, window, [&queries, &keys, &values], parts, masks)?,
+            Seen::Whole(sequences) => sequences.attend(window, [&queries, &keys, &values])?,
+        };
+        layer.output.forward(&attended, worn)
     }
 
     /// For each sequence the masks of the windows that layers have.
@@ -235,10 +266,9 @@ impl Network {
     }
 
     /// Cosines and sines of every row's position, `[rows, 1, pairs]`. Angles are in single precision, as the reference has them.
-    fn turns(&self, parts: &[Part<'_>]) -> candle_core::Result<[Tensor; 2]> {
-        let positions = parts.iter().flat_map(|part| (0..part.tokens.len()).map(|i| (part.cache.len() + i) as f32));
+    fn turns(&self, positions: impl Iterator<Item = usize>) -> candle_core::Result<[Tensor; 2]> {
         let angles: Vec<f32> =
-            positions.flat_map(|position| self.frequencies.iter().map(move |turn| position * turn)).collect();
+            positions.flat_map(|position| self.frequencies.iter().map(move |turn| position as f32 * turn)).collect();
         let (pairs, amplitude) = (self.frequencies.len(), self.config.rope.amplitude());
         let tensor = |of: fn(f32) -> f32| {
             let values = angles.iter().map(|angle| of(*angle) * amplitude).collect();
@@ -246,6 +276,46 @@ impl Network {
         };
         Ok([tensor(f32::cos)?, tensor(f32::sin)?])
     }
+}
+
+impl Adaptable {
+    /// `[rows, in]` gives `[rows, out]`, with what rows wear at this place.
+    fn forward(&self, x: &Tensor, worn: &[Worn<'_>]) -> candle_core::Result<Tensor> {
+        Worn::add(worn, self.place, x, self.linear.forward(x)?)
+    }
+}
+
+/// Which rows of a pass wear an adapter.
+fn worn<'a>(parts: &'a [Part<'_>]) -> Vec<Worn<'a>> {
+    let mut first = 0;
+    let rows = parts.iter().map(|part| {
+        first += part.tokens.len();
+        (first - part.tokens.len()..first, part.adapter)
+    });
+    rows.filter_map(|(rows, adapter)| Some(Worn { rows, adapter: adapter?, dropout: None })).collect()
+}
+
+/// The attention of each part's rows over its cache, into which their keys and values are put.
+fn attend_cached(
+    at: usize,
+    window: Option<usize>,
+    [queries, keys, values]: [&Tensor; 3],
+    parts: &[Part<'_>],
+    masks: &[Masks],
+) -> candle_core::Result<Tensor> {
+    let mut attended = Vec::with_capacity(parts.len());
+    let mut first = 0;
+    for (part, masks) in parts.iter().zip(masks).filter(|(part, _)| !part.tokens.is_empty()) {
+        let rows = part.tokens.len();
+        let sight = Sight { from: part.cache.len(), window };
+        let own = |all: &Tensor| all.narrow(0, first, rows);
+        let by_head = |all: &Tensor| own(all)?.transpose(0, 1);
+        let [keys, values] = part.cache.extend(at, [&by_head(keys)?, &by_head(values)?], sight.first())?;
+        let mask = masks.get(&window).and_then(Option::as_ref);
+        attended.push(attention(&own(queries)?, &keys, &values, mask)?);
+        first += rows;
+    }
+    Tensor::cat(&attended, 0)
 }
 
 impl Norm {

@@ -1,5 +1,6 @@
 //! The network and the templates beside the reference implementation, and files beside each other.
 
+mod adapters;
 mod damage;
 mod gguf;
 
@@ -53,7 +54,7 @@ impl Expected {
 }
 
 fn read(network: &Network, tokens: &[u32], cache: &mut Cache, wanted: Wanted) -> Vec<Vec<f32>> {
-    network.forward(&mut [Part { tokens, cache, wanted }]).unwrap()
+    network.forward(&mut [Part { tokens, cache, wanted, adapter: None }]).unwrap()
 }
 
 fn best(logits: &[f32]) -> u32 {
@@ -118,9 +119,9 @@ fn sequences_side_by_side_are_read_as_each_alone() {
     let (mut one, mut other) = (network.cache(128), network.cache(128));
     read(&network, &expected.tokens[..20], &mut one, Wanted::None);
     let parts = &mut [
-        Part { tokens: &expected.tokens[20..], cache: &mut one, wanted: Wanted::Last },
-        Part { tokens: &[], cache: &mut network.cache(8), wanted: Wanted::Last },
-        Part { tokens: &expected.tokens[..9], cache: &mut other, wanted: Wanted::All },
+        Part { tokens: &expected.tokens[20..], cache: &mut one, wanted: Wanted::Last, adapter: None },
+        Part { tokens: &[], cache: &mut network.cache(8), wanted: Wanted::Last, adapter: None },
+        Part { tokens: &expected.tokens[..9], cache: &mut other, wanted: Wanted::All, adapter: None },
     ];
     let logits = network.forward(parts).unwrap();
     assert_eq!((logits.len(), one.len(), other.len()), (10, 40, 9));
@@ -132,7 +133,9 @@ fn sequences_side_by_side_are_read_as_each_alone() {
     let again = read(&network, &expected.tokens[20..], &mut one, Wanted::Last);
     assert_near(&again[0], &expected.logits[39], 1e-3, "after it was cut");
     assert!(
-        network.forward(&mut [Part { tokens: &[1; 9], cache: &mut network.cache(8), wanted: Wanted::None }]).is_err()
+        network
+            .forward(&mut [Part { tokens: &[1; 9], cache: &mut network.cache(8), wanted: Wanted::None, adapter: None }])
+            .is_err()
     );
 }
 

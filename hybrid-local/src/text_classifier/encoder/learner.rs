@@ -19,7 +19,8 @@ use crate::{
         ClassifierConfig,
         examples::Examples,
         files::check_memory,
-        gradients::{Proof, cross_entropy, prove, smooth_targets},
+        gradients::{Proof, prove},
+        loss::{cross_entropy, smooth_targets},
         tensor_error,
         tensors::{Array, Tensors, Values, take_f32},
         training::{Learner, Method, StepAt},
@@ -189,7 +190,7 @@ impl<'a> BertLearner<'a> {
             }
             // What is added to all keys changes no softmax: the gradient is zero but for rounding.
             let proof = if name.ends_with(".key.bias") { Proof::Finite } else { Proof::FiniteAndNotZero };
-            prove(&name, &self.parameters[&name].value, gradients, proof)?;
+            prove(&name, gradients.get(&self.parameters[&name].value), proof)?;
         }
         Ok(())
     }

@@ -8,7 +8,8 @@ use crate::{
     text_classifier::{
         ClassifierConfig,
         examples::Examples,
-        gradients::{check, cross_entropy, smooth_targets},
+        gradients::check,
+        loss::{cross_entropy, smooth_targets},
         tensor_error,
         tensors::{Array, Tensors, take_f32},
         training::{Learner, Method, StepAt},

@@ -9,18 +9,18 @@ const OPERATION: &str = "check plan";
 
 /// Reads settings out of a plan and remembers which it was asked for.
 #[derive(Debug)]
-pub(super) struct Settings<'a> {
+pub(crate) struct Settings<'a> {
     values: &'a BTreeMap<String, Value>,
     known: RefCell<Vec<&'static str>>,
 }
 
 impl<'a> Settings<'a> {
-    pub(super) fn new(values: &'a BTreeMap<String, Value>) -> Self {
+    pub(crate) fn new(values: &'a BTreeMap<String, Value>) -> Self {
         Self { values, known: RefCell::default() }
     }
 
     /// A whole number in `range`.
-    pub(super) fn whole(&self, name: &'static str, default: usize, range: RangeInclusive<usize>) -> Result<usize> {
+    pub(crate) fn whole(&self, name: &'static str, default: usize, range: RangeInclusive<usize>) -> Result<usize> {
         let Some(value) = self.get(name) else { return Ok(default) };
         let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
         number
@@ -29,21 +29,21 @@ impl<'a> Settings<'a> {
     }
 
     /// A finite number in `range`.
-    pub(super) fn number(&self, name: &'static str, default: f64, range: RangeInclusive<f64>) -> Result<f64> {
+    pub(crate) fn number(&self, name: &'static str, default: f64, range: RangeInclusive<f64>) -> Result<f64> {
         let Some(value) = self.get(name) else { return Ok(default) };
         let number = value.as_f64().filter(|number| range.contains(number));
         number.ok_or_else(|| out_of_range(name, value, "a number", &range))
     }
 
     /// One of the words `known`, by default the first.
-    pub(super) fn one_of(&self, name: &'static str, known: &[&'static str]) -> Result<&'static str> {
+    pub(crate) fn one_of(&self, name: &'static str, known: &[&'static str]) -> Result<&'static str> {
         let Some(value) = self.get(name) else { return Ok(known.first().copied().unwrap_or_default()) };
         let word = known.iter().find(|word| value.as_str() == Some(word));
         word.copied().ok_or_else(|| not_of(name, value, "one of", known))
     }
 
     /// A list of different words out of `known`, at least one.
-    pub(super) fn some_of(
+    pub(crate) fn some_of(
         &self,
         name: &'static str,
         default: &[&'static str],
@@ -60,7 +60,7 @@ impl<'a> Settings<'a> {
     }
 
     /// Refuses what nobody asked for.
-    pub(super) fn finish(self) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<()> {
         let known = self.known.into_inner();
         match self.values.keys().find(|name| !known.contains(&name.as_str())) {
             None => Ok(()),
@@ -77,7 +77,7 @@ impl<'a> Settings<'a> {
 }
 
 /// The refusal of a setting whose value alone or beside another makes no sense.
-pub(super) fn refuse(name: &'static str, value: impl Display, message: &'static str) -> Error {
+pub(crate) fn refuse(name: &'static str, value: impl Display, message: &'static str) -> Error {
     Error::invalid(OPERATION, message).with("name", name).with("value", value)
 }
 

@@ -6,33 +6,51 @@ use hybrid_core::{Error, Result};
 use safetensors::{Dtype, SafeTensors, View};
 
 /// Tensors by name.
-pub(super) type Tensors = BTreeMap<String, Array>;
+pub(crate) type Tensors = BTreeMap<String, Array>;
 
 /// A tensor's values in row-major order, with its shape.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Array {
-    pub(super) shape: Vec<usize>,
-    pub(super) values: Values,
+pub(crate) struct Array {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) values: Values,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Values {
+pub(crate) enum Values {
     F32(Vec<f32>),
     U32(Vec<u32>),
 }
 
 impl Array {
-    pub(super) fn f32(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Self {
+    pub(crate) fn f32(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Self {
         Self { shape: shape.into(), values: Values::F32(values) }
     }
 
-    pub(super) fn u32(shape: impl Into<Vec<usize>>, values: Vec<u32>) -> Self {
+    pub(crate) fn u32(shape: impl Into<Vec<usize>>, values: Vec<u32>) -> Self {
         Self { shape: shape.into(), values: Values::U32(values) }
+    }
+
+    /// Its floats.
+    ///
+    /// # Errors
+    /// `Corrupt` if it has whole numbers.
+    pub(crate) fn floats(&self) -> Result<&[f32]> {
+        match &self.values {
+            Values::F32(values) => Ok(values),
+            Values::U32(_) => Err(Error::corrupt("read tensors", "the tensor has whole numbers instead of floats")),
+        }
+    }
+
+    /// A matrix of floats with its rows as columns; `None` of anything else.
+    pub(crate) fn transposed(&self) -> Option<Self> {
+        let (&[rows, columns], Values::F32(values)) = (self.shape.as_slice(), &self.values) else { return None };
+        let turned = (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect();
+        Some(Self::f32([columns, rows], turned))
     }
 }
 
 /// The bytes of a Safetensors file, the same for the same tensors; `note` goes to the header as `name: text`.
-pub(super) fn encode(tensors: &Tensors, note: Option<(&str, String)>) -> Result<Vec<u8>> {
+pub(crate) fn encode(tensors: &Tensors, note: Option<(&str, String)>) -> Result<Vec<u8>> {
     let note = note.map(|(name, text)| [(name.to_owned(), text)].into());
     safetensors::serialize(tensors.iter(), note)
         .map_err(|error| Error::internal("write tensors", "the tensors cannot be written").with_source(error))
@@ -42,7 +60,7 @@ pub(super) fn encode(tensors: &Tensors, note: Option<(&str, String)>) -> Result<
 ///
 /// # Errors
 /// `Corrupt` that names the file, and the tensor where one is at fault.
-pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<(Tensors, BTreeMap<String, String>)> {
+pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<(Tensors, BTreeMap<String, String>)> {
     let corrupt = |error| {
         Error::corrupt("read tensors", "not a safetensors file").with("path", path.display()).with_source(error)
     };
@@ -83,7 +101,7 @@ pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<(Tensors, BTreeMap<Str
 ///
 /// # Errors
 /// `Corrupt` that names the tensor with the shape found and expected.
-pub(super) fn take_f32(tensors: &mut Tensors, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+pub(crate) fn take_f32(tensors: &mut Tensors, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
     match take(tensors, name, shape)? {
         Values::F32(values) => Ok(values),
         Values::U32(_) => {
@@ -93,7 +111,7 @@ pub(super) fn take_f32(tensors: &mut Tensors, name: &str, shape: &[usize]) -> Re
 }
 
 /// As [`take_f32`] for whole numbers.
-pub(super) fn take_u32(tensors: &mut Tensors, name: &str, shape: &[usize]) -> Result<Vec<u32>> {
+pub(crate) fn take_u32(tensors: &mut Tensors, name: &str, shape: &[usize]) -> Result<Vec<u32>> {
     match take(tensors, name, shape)? {
         Values::U32(values) => Ok(values),
         Values::F32(_) => {
@@ -191,6 +209,17 @@ mod tests {
         let nan = [("a".to_owned(), Array::f32([1], vec![f32::NAN]))].into();
         let error = decode(&encode(&nan, None).unwrap(), Path::new("x")).unwrap_err();
         assert_eq!(error.context("tensor"), Some("a"));
+    }
+
+    #[test]
+    fn a_matrix_is_turned_by_its_rows_and_columns() {
+        let matrix = Array::f32([2, 3], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let turned = matrix.transposed().unwrap();
+        assert_eq!(turned, Array::f32([3, 2], vec![1.0, 4.0, 2.0, 5.0, 3.0, 6.0]));
+        assert_eq!(turned.transposed().unwrap(), matrix);
+        assert!(
+            Array::u32([1, 1], vec![1]).transposed().is_none() && Array::f32([2], vec![1.0; 2]).transposed().is_none()
+        );
     }
 
     #[test]

@@ -1,0 +1,237 @@
+//! Low-rank matrices beside a decoder's linear layers: Hu and others, "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
+//!
+//! A layer `W` with the pair `A`, `B` gives `x Wᵀ + s (x Aᵀ) Bᵀ`. [`Matrices`] are an adapter on the host, as files have it; [`Adapter`] is one
+//! on a device, worn by chosen rows of a pass, in serving as in training.
+
+mod config;
+mod files;
+mod mlx;
+mod peft;
+
+use std::{collections::BTreeMap, fmt, ops::Range, path::Path};
+
+use candle_core::{Device, Result as TensorResult, Tensor};
+use hybrid_core::{Error, Result};
+
+pub(super) use self::config::LoraConfig;
+use super::{config::DecoderConfig, network::dense_product};
+use crate::{device::tensor_error, random::Random, tensors::Array};
+
+const OPERATION: &str = "open adapter";
+
+/// A linear layer of a decoder's layer that adapters can be hung on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Module {
+    Query,
+    Key,
+    Value,
+    Output,
+    Gate,
+    Up,
+    Down,
+}
+
+impl Module {
+    pub(super) const ALL: [Self; 7] =
+        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+
+    /// Its path in a layer, as Hugging Face's files have it.
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Self::Query => "self_attn.q_proj",
+            Self::Key => "self_attn.k_proj",
+            Self::Value => "self_attn.v_proj",
+            Self::Output => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    /// The last part of its path, by which adapters' configurations name it.
+    pub(super) fn name(self) -> &'static str {
+        self.path().rsplit('.').next().unwrap_or_default()
+    }
+
+    /// `[out, in]`.
+    pub(super) fn shape(self, config: &DecoderConfig) -> [usize; 2] {
+        let (hidden, queries, keys) = (config.hidden, config.query_size(), config.key_value_size());
+        match self {
+            Self::Query => [queries, hidden],
+            Self::Key | Self::Value => [keys, hidden],
+            Self::Output => [hidden, queries],
+            Self::Gate | Self::Up => [config.intermediate, hidden],
+            Self::Down => [hidden, config.intermediate],
+        }
+    }
+}
+
+/// One linear layer of a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) layer: usize,
+    pub(super) module: Module,
+}
+
+impl Place {
+    /// The place that `layers.<number>.<path>` names.
+    fn named(name: &str) -> Option<Self> {
+        let (layer, path) = name.strip_prefix("layers.")?.split_once('.')?;
+        let module = Module::ALL.into_iter().find(|module| module.path() == path)?;
+        Some(Self { layer: layer.parse().ok()?, module })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "layers.{}.{}", self.layer, self.module.path())
+    }
+}
+
+/// An adapter on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Matrices {
+    pub(super) config: LoraConfig,
+    pub(super) pairs: BTreeMap<Place, Pair>,
+}
+
+/// `A`, `[rank, in]`, and `B`, `[out, rank]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Pair {
+    pub(super) a: Array,
+    pub(super) b: Array,
+}
+
+impl Matrices {
+    /// Reads the adapter in `folder`, as PEFT or mlx-lm leaves it.
+    ///
+    /// # Errors
+    /// `NotFound` that names what is missing; `Corrupt` and `Unsupported` that name file and fault.
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        files::open(folder)
+    }
+
+    /// Checks that they can be hung on a model.
+    ///
+    /// # Errors
+    /// `InvalidInput` that names the layer and both shapes.
+    pub(super) fn check(&self, base: &DecoderConfig) -> Result<()> {
+        for (place, Pair { a, b }) in &self.pairs {
+            let refuse = |message: &'static str| Error::invalid("hang adapter on model", message).with("place", place);
+            if place.layer >= base.layers() {
+                return Err(refuse("the adapter has a layer that the model lacks: it was made for another model")
+                    .with("layers", base.layers()));
+            }
+            let [output, input] = place.module.shape(base);
+            if [output, input] != [b.shape[0], a.shape[1]] {
+                return Err(refuse(
+                    "the adapter's matrices have another shape than the model's layer: it was made for another model",
+                )
+                .with("found", format_args!("{:?}", [b.shape[0], a.shape[1]]))
+                .with("expected", format_args!("{:?}", [output, input])));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An adapter on a device.
+#[derive(Clone, Debug)]
+pub(super) struct Adapter {
+    pairs: BTreeMap<Place, [Tensor; 2]>,
+    scale: f64,
+}
+
+impl Adapter {
+    /// Reads the adapter in `folder`, as PEFT or mlx-lm leaves it, for a model of this configuration.
+    ///
+    /// # Errors
+    /// As of [`Matrices::open`] and [`Matrices::check`].
+    pub(super) fn open(folder: &Path, base: &DecoderConfig, device: &Device) -> Result<Self> {
+        let matrices = Matrices::open(folder)?;
+        let named = |error: Error| error.with("folder", folder.display());
+        matrices.check(base).map_err(named)?;
+        Self::on(&matrices, device)
+    }
+
+    /// The adapter on `device`.
+    pub(super) fn on(matrices: &Matrices, device: &Device) -> Result<Self> {
+        let tensor = |array: &Array| {
+            Tensor::from_slice(array.floats()?, array.shape.as_slice(), device).map_err(tensor_error(OPERATION))
+        };
+        let pair = |(place, pair): (&Place, &Pair)| Ok((*place, [tensor(&pair.a)?, tensor(&pair.b)?]));
+        let pairs = matrices.pairs.iter().map(pair).collect::<Result<_>>()?;
+        Ok(Self { pairs, scale: matrices.config.scale() })
+    }
+
+    /// An adapter of tensors that are on a device already, `A` and `B` for each place.
+    pub(super) fn of(pairs: BTreeMap<Place, [Tensor; 2]>, scale: f64) -> Self {
+        Self { pairs, scale }
+    }
+
+    /// What it takes in memory, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.pairs.values().flatten().map(|tensor| 4 * tensor.elem_count() as u64).sum()
+    }
+}
+
+/// Rows of a pass with the adapter that they wear.
+#[derive(Debug)]
+pub(super) struct Worn<'a> {
+    pub(super) rows: Range<usize>,
+    pub(super) adapter: &'a Adapter,
+    /// In training.
+    pub(super) dropout: Option<Dropout>,
+}
+
+/// Leaves out a share of what goes into the matrices, at random, and makes up for it with the rest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dropout {
+    pub(super) share: f64,
+    pub(super) seed: u64,
+    /// The step and the batch in it: the same numbers draw the same.
+    pub(super) index: [u64; 2],
+}
+
+impl Worn<'_> {
+    /// Adds to `whole`, `[rows, out]`, which the layer at `place` made of `x`, `[rows, in]`, what rows wear there. Ranges of rows are
+    /// ascending and do not overlap.
+    pub(super) fn add(all: &[Worn<'_>], place: Place, x: &Tensor, whole: Tensor) -> TensorResult<Tensor> {
+        let rows = x.dim(0)?;
+        let mut pieces = Vec::new();
+        let mut next = 0;
+        for worn in all.iter().filter(|worn| !worn.rows.is_empty()) {
+            let Some(pair) = worn.adapter.pairs.get(&place) else { continue };
+            if worn.rows == (0..rows) {
+                return worn.beside(pair, place, x, &whole);
+            }
+            if worn.rows.start > next {
+                pieces.push(whole.narrow(0, next, worn.rows.start - next)?);
+            }
+            let own = |all: &Tensor| all.narrow(0, worn.rows.start, worn.rows.len());
+            pieces.push(worn.beside(pair, place, &own(x)?, &own(&whole)?)?);
+            next = worn.rows.end;
+        }
+        match (pieces.is_empty(), rows - next) {
+            (true, _) => return Ok(whole),
+            (false, 0) => {}
+            (false, rest) => pieces.push(whole.narrow(0, next, rest)?),
+        }
+        Tensor::cat(&pieces, 0)
+    }
+
+    fn beside(&self, [a, b]: &[Tensor; 2], place: Place, x: &Tensor, whole: &Tensor) -> TensorResult<Tensor> {
+        let x = match &self.dropout {
+            Some(dropout) => (x * dropout.mask(place, x)?)?,
+            None => x.clone(),
+        };
+        whole + (dense_product(&dense_product(&x, a)?, b)? * self.adapter.scale)?
+    }
+}
+
+impl Dropout {
+    fn mask(&self, place: Place, x: &Tensor) -> TensorResult<Tensor> {
+        let mask = Random::of(self.seed, &format!("dropout {place}"), self.index).mask(x.elem_count(), self.share);
+        Tensor::from_vec(mask, x.shape(), x.device())
+    }
+}

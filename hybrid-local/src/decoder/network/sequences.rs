@@ -1,0 +1,95 @@
+//! Whole sequences without a cache: what training reads.
+//!
+//! The pass is the one of serving, cut at its layers: a caller that keeps what went into a layer can go back through one layer at a time, and
+//! has the memory of one layer's way back alone.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use candle_core::{Device, Result, Tensor};
+
+use super::{
+    Network, Pass, Seen,
+    attention::{Sight, attention},
+};
+use crate::decoder::adapter::Worn;
+
+/// Sequences that lie one after another in the rows, none of which sees another.
+#[derive(Debug)]
+pub(in crate::decoder) struct Sequences {
+    tokens: Vec<u32>,
+    lengths: Vec<usize>,
+    /// By length and window; `None` where a token sees all.
+    masks: BTreeMap<(usize, Option<usize>), Option<Tensor>>,
+}
+
+impl Sequences {
+    /// Sequences of tokens, for a network that has these windows.
+    pub(in crate::decoder) fn new<'a>(
+        sequences: impl IntoIterator<Item = &'a [u32]>,
+        windows: &[Option<usize>],
+        device: &Device,
+    ) -> Result<Self> {
+        let (mut tokens, mut lengths, mut masks) = (Vec::new(), Vec::new(), BTreeMap::new());
+        for sequence in sequences.into_iter().filter(|sequence| !sequence.is_empty()) {
+            tokens.extend_from_slice(sequence);
+            lengths.push(sequence.len());
+            for window in windows {
+                if let std::collections::btree_map::Entry::Vacant(entry) = masks.entry((sequence.len(), *window)) {
+                    entry.insert(Sight { from: 0, window: *window }.mask(sequence.len(), device)?);
+                }
+            }
+        }
+        Ok(Self { tokens, lengths, masks })
+    }
+
+    pub(in crate::decoder) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// For each sequence its rows.
+    fn rows(&self) -> impl Iterator<Item = Range<usize>> {
+        let mut first = 0;
+        self.lengths.iter().map(move |length| {
+            first += length;
+            first - length..first
+        })
+    }
+
+    /// The attention of each sequence over itself: queries are `[rows, heads, size]`, keys and values `[rows, key heads, size]`.
+    pub(super) fn attend(&self, window: Option<usize>, [queries, keys, values]: [&Tensor; 3]) -> Result<Tensor> {
+        let mut attended = Vec::with_capacity(self.lengths.len());
+        for rows in self.rows() {
+            let own = |all: &Tensor| all.narrow(0, rows.start, rows.len());
+            let by_head = |all: &Tensor| own(all)?.transpose(0, 1)?.contiguous();
+            let mask = self.masks.get(&(rows.len(), window)).and_then(Option::as_ref);
+            attended.push(attention(&own(queries)?, &by_head(keys)?, &by_head(values)?, mask)?);
+        }
+        Tensor::cat(&attended, 0)
+    }
+}
+
+impl Network {
+    /// What is common to all layers of a pass over `sequences`, whose rows wear `worn`.
+    pub(in crate::decoder) fn pass<'a>(&self, sequences: &'a Sequences, worn: Vec<Worn<'a>>) -> Result<Pass<'a>> {
+        let positions = sequences.lengths.iter().flat_map(|length| 0..*length);
+        Ok(Pass { turns: self.turns(positions)?, seen: Seen::Whole(sequences), worn })
+    }
+
+    /// What goes into the first layer, `[rows, hidden]`.
+    pub(in crate::decoder) fn enter(&self, sequences: &Sequences) -> Result<Tensor> {
+        self.embed(&sequences.tokens)
+    }
+
+    /// What comes out of layer `at`, `[rows, hidden]`.
+    pub(in crate::decoder) fn through(&self, at: usize, x: Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        match self.layers.get(at) {
+            Some(layer) => self.layer(at, layer, x, pass),
+            None => candle_core::bail!("the network has no layer {at}"),
+        }
+    }
+
+    /// The logits of rows that have come out of the last layer, `[rows, vocabulary]`.
+    pub(in crate::decoder) fn leave(&self, x: &Tensor) -> Result<Tensor> {
+        self.head.forward(&self.norm.forward(x)?)
+    }
+}
