@@ -13,9 +13,14 @@ const OPERATION: &str = "read decoder configuration";
 /// They are one network: norm, attention with rotary positions, norm, gated feed-forward. What differs is data, in [`DecoderConfig`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
+    Gemma2,
+    /// Gemma 3, of the models that see pictures too the part that reads text.
+    Gemma3,
     /// Llama 2 and 3, and what was built on their architecture, such as SmolLM and TinyLlama.
     Llama,
     Mistral,
+    /// Phi 3 and 3.5, and Phi 4 mini. Files have queries, keys and values in one matrix, and gate and up in another.
+    Phi3,
     /// Qwen 2 and 2.5.
     Qwen2,
     Qwen3,
@@ -25,8 +30,11 @@ impl Family {
     /// The family that a `config.json` calls so in `model_type`, a GGUF file in `general.architecture`.
     pub(crate) fn named(name: &str) -> Option<Self> {
         match name {
+            "gemma2" => Some(Self::Gemma2),
+            "gemma3" | "gemma3_text" => Some(Self::Gemma3),
             "llama" => Some(Self::Llama),
             "mistral" => Some(Self::Mistral),
+            "phi3" => Some(Self::Phi3),
             "qwen2" => Some(Self::Qwen2),
             "qwen3" => Some(Self::Qwen3),
             _ => None,
@@ -34,7 +42,20 @@ impl Family {
     }
 
     /// The families' names, for messages.
-    pub(crate) const NAMES: &str = "llama, mistral, qwen2, qwen3";
+    pub(crate) const NAMES: &str = "gemma2, gemma3, llama, mistral, phi3, qwen2, qwen3";
+
+    /// Whether the family is one of Gemma's.
+    pub(crate) fn is_gemma(self) -> bool {
+        matches!(self, Self::Gemma2 | Self::Gemma3)
+    }
+}
+
+/// What the gate of a feed-forward layer passes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Activation {
+    Silu,
+    /// GELU by its approximation with a hyperbolic tangent.
+    Gelu,
 }
 
 /// The sizes of a decoder and what its family does in its own way.
@@ -53,7 +74,24 @@ pub(crate) struct DecoderConfig {
     /// The most tokens that have a position.
     pub(crate) context: usize,
     pub(crate) norm_epsilon: f64,
+    /// What is added to the scales of all norms as the files have them: 1 where they keep only how far a scale is from one.
+    pub(crate) norm_offset: f32,
+    /// Whether what attention and feed-forward give is normed too, before it is added.
+    pub(crate) post_norms: bool,
+    /// What embeddings are multiplied by.
+    pub(crate) embedding_scale: f64,
+    /// Columns of a head that turn with the position, from the first on.
+    pub(crate) rotary_size: usize,
     pub(crate) rope: Rope,
+    /// How positions turn in layers with a window, where they turn in another way there.
+    pub(crate) local_rope: Option<Rope>,
+    /// What the products of queries and keys are multiplied by.
+    pub(crate) query_scale: f64,
+    /// Scores of the attention are bent so that none is larger: `cap * tanh(score / cap)`.
+    pub(crate) score_cap: Option<f64>,
+    /// The same of logits.
+    pub(crate) logit_cap: Option<f64>,
+    pub(crate) activation: Activation,
     /// For each layer how many tokens, its own included, a token sees; `None` for all before it.
     pub(crate) windows: Vec<Option<usize>>,
     /// Whether queries, keys and values have biases.
@@ -115,10 +153,11 @@ impl DecoderConfig {
                 .with("heads", self.heads)
                 .with("key_value_heads", self.key_value_heads));
         }
-        if !self.head_size.is_multiple_of(2) {
-            return Err(
-                Error::corrupt(OPERATION, "rotary positions need an even head size").with("head_size", self.head_size)
-            );
+        within("rotary columns of a head", self.rotary_size, 2..=self.head_size)?;
+        if !self.rotary_size.is_multiple_of(2) {
+            return Err(Error::corrupt(OPERATION, "rotary positions need an even number of columns")
+                .with("rotary_size", self.rotary_size)
+                .with("head_size", self.head_size));
         }
         if self.windows.contains(&Some(0)) {
             return Err(Error::corrupt(OPERATION, "a token has to see itself at least").with("window", 0));
@@ -128,7 +167,21 @@ impl DecoderConfig {
                 Error::corrupt(OPERATION, "the norm's epsilon is out of range").with("norm_epsilon", self.norm_epsilon)
             );
         }
-        self.rope.check()?;
+        for (name, value) in [
+            ("embedding_scale", Some(self.embedding_scale)),
+            ("query_scale", Some(self.query_scale)),
+            ("score_cap", self.score_cap),
+            ("logit_cap", self.logit_cap),
+        ] {
+            if value.is_some_and(|value| !(1e-6..=1e6).contains(&value)) {
+                return Err(Error::corrupt(OPERATION, "the factor is out of range")
+                    .with("name", name)
+                    .with("value", value.unwrap_or_default()));
+            }
+        }
+        for rope in [Some(&self.rope), self.local_rope.as_ref()].into_iter().flatten() {
+            rope.check(self.rotary_size / 2)?;
+        }
         Ok(self)
     }
 }
@@ -149,7 +202,16 @@ pub(super) fn tiny() -> DecoderConfig {
         intermediate: 24,
         context: 64,
         norm_epsilon: 1e-5,
+        norm_offset: 0.0,
+        post_norms: false,
+        embedding_scale: 1.0,
+        rotary_size: 4,
         rope: Rope::plain(1e4),
+        local_rope: None,
+        query_scale: 0.5,
+        score_cap: None,
+        logit_cap: None,
+        activation: Activation::Silu,
         windows: vec![None; 2],
         attention_bias: false,
         output_bias: false,
@@ -178,10 +240,15 @@ mod tests {
         refused(|config| config.windows = Vec::new(), "number of layers");
         refused(|config| config.heads = 0, "number of heads");
         refused(|config| config.key_value_heads = 3, "key_value_heads: 3");
-        refused(|config| config.head_size = 5, "head_size: 5");
+        refused(|config| config.head_size = 5000, "head size");
+        refused(|config| config.rotary_size = 3, "rotary_size: 3");
+        refused(|config| config.rotary_size = 6, "rotary columns");
         refused(|config| config.context = 1 << 40, "context");
         refused(|config| config.norm_epsilon = f64::NAN, "norm_epsilon");
         refused(|config| config.windows[1] = Some(0), "window");
         refused(|config| config.rope = Rope::plain(f64::INFINITY), "theta");
+        refused(|config| config.local_rope = Some(Rope::plain(0.0)), "theta");
+        refused(|config| config.query_scale = f64::NAN, "query_scale");
+        refused(|config| config.score_cap = Some(0.0), "score_cap");
     }
 }

@@ -14,7 +14,7 @@ use crate::{Device, files};
 const OPERATION: &str = "load decoder";
 const DEFAULT_CONTEXT: usize = 4_096;
 
-/// Loads chat models that run on this machine: decoders of the Llama, Mistral, Qwen 2 and Qwen 3 families.
+/// Loads chat models that run on this machine: decoders of the Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3 and Phi 3 families.
 ///
 /// # Behavior
 /// - Reads a folder as Hugging Face's tools leave it (`config.json`, `tokenizer.json`, Safetensors in one file or several), or one GGUF file
@@ -22,6 +22,9 @@ const DEFAULT_CONTEXT: usize = 4_096;
 ///   version whose files are such a folder, or one that holds one GGUF file.
 /// - What is malformed, cut or of another shape than the configuration says is [`Corrupt`](hybrid_core::ErrorKind::Corrupt), what is not known
 ///   [`Unsupported`](hybrid_core::ErrorKind::Unsupported), each by its name.
+/// - Of models that see pictures too (Gemma 3) the part that reads text is loaded. Where a model turns its positions in one way up to the
+///   context that it was first trained on and in another beyond (Phi 3's LongRoPE), the context set here decides for all texts, as in vLLM
+///   and llama.cpp; the reference implementation decides anew for each text.
 /// - Weights, and the keys and values of as many full contexts as there are [lanes](Self::with_lanes), have to fit into the memory that is
 ///   free and into the limit set, else it is [`ResourceExhausted`](hybrid_core::ErrorKind::ResourceExhausted), before the weights are read. Free
 ///   memory is known on Linux alone; elsewhere set a limit. Weights in half precision are widened to single.
@@ -91,10 +94,12 @@ impl DecoderLoader {
 
     fn read(&self, path: &Path, model: ServedModel) -> Result<Arc<dyn InferenceBackend<Chat>>> {
         let named = |error: Error| error.with("path", path.display());
-        let ModelFiles { config, weights, tokenizer, templates, defaults } = ModelFiles::open(path)?;
+        let ModelFiles { mut config, weights, tokenizer, templates, defaults } = ModelFiles::open(path)?;
         let templates = Templates::compile(templates).map_err(named)?;
         let tokens = Tokens::new(tokenizer, config.vocabulary).map_err(named)?;
         let context = self.context.min(config.context);
+        // Models of two lengths turn their positions by the one that is used.
+        config.context = context;
         let caches = config.cache_bytes_per_token().saturating_mul((context * self.lanes) as u64);
         let needed = Network::bytes(&config, &*weights).saturating_add(caches);
         files::check_memory(OPERATION, needed, self.memory_limit).map_err(named)?;

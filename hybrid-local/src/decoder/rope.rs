@@ -43,6 +43,16 @@ pub(crate) enum Scaling {
     },
     /// Each pair's frequency is divided by a number of its own.
     Divisors(Vec<f32>),
+    /// Ding and others, "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens", 2024: a divisor for each pair, others where the
+    /// model is used with more positions than it was first trained on. Which of them hold is one choice for all texts, so that keys that
+    /// lie in a cache stay right as a text grows; vLLM and llama.cpp choose by the context too.
+    Long {
+        short: Vec<f32>,
+        long: Vec<f32>,
+        original_context: usize,
+        /// What sines and cosines are multiplied by.
+        attention_factor: f64,
+    },
 }
 
 impl Rope {
@@ -52,9 +62,11 @@ impl Rope {
         Self { theta, scaling: Scaling::None }
     }
 
+    /// Checks the numbers of a head with `pairs` pairs.
+    ///
     /// # Errors
     /// `Corrupt` that names the number that makes no sense.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, pairs: usize) -> Result<()> {
         let positive = |name: &'static str, value: f64| {
             if value > 0.0 && value <= 1e18 {
                 return Ok(());
@@ -64,6 +76,18 @@ impl Rope {
                 .with("value", value))
         };
         let context = |value: usize| positive("original_max_position_embeddings", value as f64);
+        let divisors = |name: &'static str, divisors: &[f32]| {
+            if divisors.len() != pairs {
+                return Err(Error::corrupt(
+                    "read rotary positions",
+                    "there have to be as many numbers as pairs of columns",
+                )
+                .with("name", name)
+                .with("found", divisors.len())
+                .with("pairs", pairs));
+            }
+            divisors.iter().try_for_each(|&by| positive(name, f64::from(by)))
+        };
         positive("theta", self.theta)?;
         match &self.scaling {
             Scaling::None => Ok(()),
@@ -81,17 +105,27 @@ impl Rope {
                 positive("attention_factor", *attention_factor)?;
                 context(*original_context)
             }
-            Scaling::Divisors(divisors) => divisors.iter().try_for_each(|&by| positive("rope_freqs", f64::from(by))),
+            Scaling::Divisors(by) => divisors("rope_freqs", by),
+            Scaling::Long { short, long, original_context, attention_factor } => {
+                divisors("short_factor", short)?;
+                divisors("long_factor", long)?;
+                positive("attention_factor", *attention_factor)?;
+                context(*original_context)
+            }
         }
     }
 
-    /// By what angle each of `pairs` pairs turns for one position, in radians.
-    pub(crate) fn frequencies(&self, pairs: usize) -> Vec<f32> {
+    /// By what angle each of `pairs` pairs turns for one position, in radians, in a model that is used with `context` positions.
+    pub(crate) fn frequencies(&self, pairs: usize, context: usize) -> Vec<f32> {
         let plain = (0..pairs).map(|i| self.theta.powf(-(i as f64) / pairs as f64));
         match &self.scaling {
             Scaling::None => plain.map(|frequency| frequency as f32).collect(),
             Scaling::Linear { factor } => plain.map(|frequency| (frequency / factor) as f32).collect(),
             Scaling::Divisors(divisors) => plain.zip(divisors).map(|(frequency, by)| frequency as f32 / by).collect(),
+            Scaling::Long { short, long, original_context, .. } => {
+                let divisors = if context > *original_context { long } else { short };
+                plain.zip(divisors).map(|(frequency, by)| (frequency / f64::from(*by)) as f32).collect()
+            }
             Scaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_context } => plain
                 .map(|frequency| {
                     // How often the pair turned in the longest text that the model was trained on.
@@ -119,7 +153,7 @@ impl Rope {
     /// What sines and cosines are multiplied by.
     pub(crate) fn amplitude(&self) -> f32 {
         match self.scaling {
-            Scaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            Scaling::Yarn { attention_factor, .. } | Scaling::Long { attention_factor, .. } => attention_factor as f32,
             _ => 1.0,
         }
     }
@@ -136,13 +170,18 @@ pub(crate) fn yarn_attention_factor(factor: f64, scale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 }
 }
 
+/// The same of LongRoPE, as Phi 3 has it, for a context `factor` times as long as the first.
+pub(crate) fn long_attention_factor(factor: f64, original_context: usize) -> f64 {
+    if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original_context as f64).ln()).sqrt() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn quick_pairs_keep_their_frequency_and_slow_ones_are_slowed_by_the_factor() {
-        let plain = Rope::plain(5e5).frequencies(32);
+        let plain = Rope::plain(5e5).frequencies(32, 1);
         assert_eq!(plain[0], 1.0);
         let llama3 = Scaling::Llama3 {
             factor: 8.0,
@@ -159,12 +198,22 @@ mod tests {
             truncate: true,
         };
         for scaling in [llama3, yarn] {
-            let scaled = Rope { theta: 5e5, scaling }.frequencies(32);
+            let scaled = Rope { theta: 5e5, scaling }.frequencies(32, 1);
             let ratios: Vec<f32> = scaled.iter().zip(&plain).map(|(scaled, plain)| plain / scaled).collect();
             assert!((ratios[0] - 1.0).abs() < 1e-6 && (ratios[31] - 8.0).abs() < 1e-4, "{ratios:?}");
             assert!(ratios.is_sorted_by(|a, b| *a <= b + 1e-5), "{ratios:?}");
         }
-        let halved = Rope { theta: 1e4, scaling: Scaling::Divisors(vec![1.0, 2.0]) }.frequencies(2);
+        let halved = Rope { theta: 1e4, scaling: Scaling::Divisors(vec![1.0, 2.0]) }.frequencies(2, 1);
         assert_eq!(halved, [1.0, 0.005]);
+        let long = Scaling::Long {
+            short: vec![1.0, 1.0],
+            long: vec![1.0, 4.0],
+            original_context: 64,
+            attention_factor: long_attention_factor(4.0, 64),
+        };
+        let long = Rope { theta: 1e4, scaling: long };
+        assert_eq!((long.frequencies(2, 64), long.frequencies(2, 65)), (vec![1.0, 0.01], vec![1.0, 0.0025]));
+        assert!((long.amplitude() - (4f32 / 3.0).sqrt()).abs() < 1e-6);
+        assert!(long.check(3).unwrap_err().to_string().contains("short_factor"));
     }
 }

@@ -7,8 +7,8 @@ use hybrid_core::{Error, Result};
 use serde_json::{Map, Value};
 
 use crate::decoder::{
-    config::{DecoderConfig, Family, MAX_LAYERS},
-    rope::{Rope, Scaling, yarn_attention_factor},
+    config::{Activation, DecoderConfig, Family, MAX_LAYERS},
+    rope::{Rope, Scaling, long_attention_factor, yarn_attention_factor},
 };
 
 const OPERATION: &str = "read decoder configuration";
@@ -33,68 +33,141 @@ pub(super) fn read(bytes: &[u8]) -> Result<DecoderConfig> {
         return Err(Error::unsupported(OPERATION, "quantized weights are read from GGUF files alone")
             .with("quantization_config.quant_method", method));
     }
-    if let Some(activation) = keys.text("hidden_act")?.filter(|&name| name != "silu") {
-        return Err(Error::unsupported(OPERATION, "the activation is not known").with("hidden_act", activation));
-    }
-    let (hidden, heads, layers) =
-        (keys.needed("hidden_size")?, keys.needed("num_attention_heads")?, keys.needed("num_hidden_layers")?);
+    // Of a model that sees pictures too, the part that reads text.
+    let keys = keys.object("text_config")?.map_or(keys, Keys);
+    let gemma = family.is_gemma();
+    let or_gemmas =
+        |value: Option<usize>, gemmas: usize, key: &str| value.or(gemma.then_some(gemmas)).ok_or_else(|| missing(key));
+    let sizes = |key: &str, gemmas: usize| or_gemmas(keys.whole(key)?, gemmas, key);
+    let (hidden, heads) = (sizes("hidden_size", 2304)?, sizes("num_attention_heads", 8)?);
+    let layers = sizes("num_hidden_layers", 26)?;
     if layers > MAX_LAYERS {
         return Err(senseless("num_hidden_layers").with("value", layers).with("limit", MAX_LAYERS));
     }
     let head_size = match keys.whole("head_dim")? {
         Some(size) => size,
+        None if gemma => 256,
         None if family == Family::Qwen3 => 128,
         None if heads > 0 && hidden.is_multiple_of(heads) => hidden / heads,
         None => return Err(senseless("num_attention_heads").with("value", heads).with("hidden_size", hidden)),
     };
-    let context = keys.needed("max_position_embeddings")?;
+    let context = sizes("max_position_embeddings", if family == Family::Gemma2 { 8_192 } else { 131_072 })?;
     let bias = keys.flag("attention_bias")?.unwrap_or(false);
     let (attention_bias, output_bias) = match family {
-        Family::Llama | Family::Qwen3 => (bias, bias),
-        Family::Mistral => (false, false),
+        Family::Gemma2 | Family::Gemma3 | Family::Llama | Family::Qwen3 => (bias, bias),
+        Family::Mistral | Family::Phi3 => (false, false),
         Family::Qwen2 => (true, false),
     };
+    if keys.flag("use_bidirectional_attention")? == Some(true) {
+        return Err(Error::unsupported(OPERATION, "a network that looks ahead is no decoder")
+            .with("use_bidirectional_attention", true));
+    }
+    let Positions { rope, local_rope, rotary_size } = positions(&keys, family, context, head_size)?;
+    // The number whose root products of queries and keys are divided by.
+    let query_size = keys.number("query_pre_attn_scalar")?.filter(|_| gemma);
     DecoderConfig {
         family,
-        vocabulary: keys.needed("vocab_size")?,
+        vocabulary: sizes("vocab_size", if family == Family::Gemma2 { 256_000 } else { 262_208 })?,
         hidden,
         heads,
-        key_value_heads: keys.whole("num_key_value_heads")?.unwrap_or(heads),
+        key_value_heads: keys.whole("num_key_value_heads")?.unwrap_or(if gemma { 4 } else { heads }),
         head_size,
-        intermediate: keys.needed("intermediate_size")?,
+        intermediate: sizes("intermediate_size", 9_216)?,
         context,
-        norm_epsilon: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
-        rope: rope(&keys, context)?,
+        norm_epsilon: keys.number("rms_norm_eps")?.unwrap_or(if family == Family::Phi3 { 1e-5 } else { 1e-6 }),
+        norm_offset: if gemma { 1.0 } else { 0.0 },
+        post_norms: gemma,
+        embedding_scale: if gemma { (hidden as f64).sqrt() } else { 1.0 },
+        rotary_size,
+        rope,
+        local_rope,
         windows: windows(&keys, family, layers)?,
+        query_scale: query_size.unwrap_or(if gemma { 256.0 } else { head_size as f64 }).powf(-0.5),
+        score_cap: cap(&keys, "attn_logit_softcapping", (family == Family::Gemma2).then_some(50.0), family)?,
+        logit_cap: cap(&keys, "final_logit_softcapping", (family == Family::Gemma2).then_some(30.0), family)?,
+        activation: activation(&keys, family)?,
         attention_bias,
         output_bias,
         feed_forward_bias: family == Family::Llama && keys.flag("mlp_bias")?.unwrap_or(false),
-        head_norms: family == Family::Qwen3,
-        tied: keys.flag("tie_word_embeddings")?.unwrap_or(false),
+        head_norms: matches!(family, Family::Gemma3 | Family::Qwen3),
+        tied: keys.flag("tie_word_embeddings")?.unwrap_or(gemma),
     }
     .check()
 }
 
-fn rope(keys: &Keys<'_>, context: usize) -> Result<Rope> {
+/// What feed-forward layers pass through, which no file may have otherwise than its family.
+fn activation(keys: &Keys<'_>, family: Family) -> Result<Activation> {
+    let (key, name, activation) = match family.is_gemma() {
+        true => ("hidden_activation", "gelu_pytorch_tanh", Activation::Gelu),
+        false => ("hidden_act", "silu", Activation::Silu),
+    };
+    match keys.text(key)?.filter(|&found| found != name) {
+        Some(found) => Err(Error::unsupported(OPERATION, "the activation is not known").with(key, found)),
+        None => Ok(activation),
+    }
+}
+
+/// What bends numbers so that none is larger; a null is none, a key that is missing the family's own.
+fn cap(keys: &Keys<'_>, key: &'static str, own: Option<f64>, family: Family) -> Result<Option<f64>> {
+    if !family.is_gemma() || !keys.0.contains_key(key) {
+        return Ok(own);
+    }
+    let cap = keys.number(key)?;
+    if let Some(cap) = cap.filter(|_| family == Family::Gemma3 && key.starts_with("attn")) {
+        let message = "the reference implementation leaves such scores as they are in this family";
+        return Err(Error::unsupported(OPERATION, message).with(key, cap));
+    }
+    Ok(cap)
+}
+
+struct Positions {
+    rope: Rope,
+    local_rope: Option<Rope>,
+    rotary_size: usize,
+}
+
+fn positions(keys: &Keys<'_>, family: Family, context: usize, head_size: usize) -> Result<Positions> {
     let (new, old) = (keys.object("rope_parameters")?, keys.object("rope_scaling")?);
     let nothing = Map::new();
-    let scaling = Keys(new.or(old).unwrap_or(&nothing));
-    let theta = match scaling.number("rope_theta")? {
-        Some(theta) => theta,
-        None => keys.number("rope_theta")?.unwrap_or(10_000.0),
-    };
-    for keys in [keys, &scaling] {
-        if let Some(share) = keys.number("partial_rotary_factor")?.filter(|&share| share != 1.0) {
-            return Err(Error::unsupported(OPERATION, "heads of which only a part turns are not known")
-                .with("partial_rotary_factor", share));
-        }
+    if family == Family::Gemma3 {
+        // The new form has an object for each kind of layers; the old scaling is of the layers that see all.
+        let of_kind = |kind: &str| new.map(Keys).map(|new| new.object(kind)).transpose().map(Option::flatten);
+        let whole = Keys(of_kind("full_attention")?.or(old).unwrap_or(&nothing));
+        let local = Keys(of_kind("sliding_attention")?.unwrap_or(&nothing));
+        let theta = |of: &Keys<'_>, key: &str, own: f64| -> Result<f64> {
+            Ok(of.number("rope_theta")?.or(keys.number(key)?).unwrap_or(own))
+        };
+        let whole_theta = theta(&whole, "rope_theta", 1e6)?;
+        let local_theta = theta(&local, "rope_local_base_freq", 1e4)?;
+        return Ok(Positions {
+            rope: rope(keys, family, &whole, whole_theta, context)?,
+            local_rope: Some(rope(keys, family, &local, local_theta, context)?),
+            rotary_size: head_size,
+        });
     }
+    let scaling = Keys(new.or(old).unwrap_or(&nothing));
+    let theta = scaling.number("rope_theta")?.or(keys.number("rope_theta")?).unwrap_or(10_000.0);
+    let share = match scaling.number("partial_rotary_factor")? {
+        Some(share) => share,
+        None => keys.number("partial_rotary_factor")?.unwrap_or(1.0),
+    };
+    if share != 1.0 && family != Family::Phi3 {
+        return Err(Error::unsupported(OPERATION, "heads of which only a part turns are not known in this family")
+            .with("partial_rotary_factor", share));
+    }
+    if !(share > 0.0 && share <= 1.0) {
+        return Err(senseless("partial_rotary_factor").with("value", share));
+    }
+    let rope = rope(keys, family, &scaling, theta, context)?;
+    Ok(Positions { rope, local_rope: None, rotary_size: (head_size as f64 * share) as usize })
+}
+
+fn rope(keys: &Keys<'_>, family: Family, scaling: &Keys<'_>, theta: f64, context: usize) -> Result<Rope> {
     let kind = match scaling.text("rope_type")? {
         Some(kind) => Some(kind),
         None => scaling.text("type")?,
     };
     let number = |key: &'static str| scaling.number(key)?.ok_or_else(|| missing(key));
-    let original_context = || Ok::<_, Error>(scaling.whole("original_max_position_embeddings")?.unwrap_or(context));
     let scaling = match kind {
         None | Some("default") => Scaling::None,
         Some("linear") => Scaling::Linear { factor: number("factor")? },
@@ -102,8 +175,11 @@ fn rope(keys: &Keys<'_>, context: usize) -> Result<Rope> {
             factor: number("factor")?,
             low_frequency_factor: number("low_freq_factor")?,
             high_frequency_factor: number("high_freq_factor")?,
-            original_context: original_context()?,
+            original_context: original_context(keys, scaling, context)?,
         },
+        // The first releases of Phi 3 called it by the other names.
+        Some("longrope" | "su") => long(keys, scaling, context)?,
+        Some("yarn") if family == Family::Phi3 => long(keys, scaling, context)?,
         Some("yarn") => {
             let factor = number("factor")?;
             let set = |key: &'static str| scaling.number(key).map(|value| value.filter(|&value| value != 0.0));
@@ -116,7 +192,7 @@ fn rope(keys: &Keys<'_>, context: usize) -> Result<Rope> {
             };
             Scaling::Yarn {
                 factor,
-                original_context: original_context()?,
+                original_context: original_context(keys, scaling, context)?,
                 beta_fast: set("beta_fast")?.unwrap_or(32.0),
                 beta_slow: set("beta_slow")?.unwrap_or(1.0),
                 attention_factor,
@@ -126,14 +202,41 @@ fn rope(keys: &Keys<'_>, context: usize) -> Result<Rope> {
         Some(kind) => {
             return Err(Error::unsupported(OPERATION, "the scaling of the rotary positions is not known")
                 .with("rope_type", kind)
-                .with("known", "default, linear, llama3, yarn"));
+                .with("known", "default, linear, llama3, longrope, su, yarn"));
         }
     };
     Ok(Rope { theta, scaling })
 }
 
+fn long(keys: &Keys<'_>, scaling: &Keys<'_>, context: usize) -> Result<Scaling> {
+    let divisors = |key: &'static str| {
+        let numbers = |value: &Value| {
+            value.as_array()?.iter().map(|number| number.as_f64().map(|number| number as f32)).collect()
+        };
+        scaling.get::<Vec<f32>>(key, numbers)?.ok_or_else(|| missing(key))
+    };
+    let original_context = original_context(keys, scaling, context)?;
+    let factor = scaling.number("factor")?.unwrap_or(context as f64 / original_context as f64);
+    let own = long_attention_factor(factor, original_context);
+    Ok(Scaling::Long {
+        short: divisors("short_factor")?,
+        long: divisors("long_factor")?,
+        original_context,
+        attention_factor: scaling.number("attention_factor")?.unwrap_or(own),
+    })
+}
+
+/// The positions that the model was first trained on.
+fn original_context(keys: &Keys<'_>, scaling: &Keys<'_>, context: usize) -> Result<usize> {
+    const KEY: &str = "original_max_position_embeddings";
+    Ok(scaling.whole(KEY)?.or(keys.whole(KEY)?).unwrap_or(context))
+}
+
 fn windows(keys: &Keys<'_>, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {
-    let window = keys.whole("sliding_window")?;
+    let window = match keys.whole("sliding_window")? {
+        None if family.is_gemma() && !keys.0.contains_key("sliding_window") => Some(4_096),
+        window => window,
+    };
     if let Some(kinds) = keys.0.get("layer_types").filter(|value| !value.is_null()) {
         let kinds: Vec<String> =
             serde_json::from_value(kinds.clone()).map_err(|error| senseless("layer_types").with_source(error))?;
@@ -147,12 +250,22 @@ fn windows(keys: &Keys<'_>, family: Family, layers: usize) -> Result<Vec<Option<
         };
         return kinds.iter().map(of_kind).collect();
     }
+    let pattern = match family {
+        Family::Gemma2 => Some(2),
+        Family::Gemma3 => Some(keys.whole("sliding_window_pattern")?.unwrap_or(6)),
+        _ => None,
+    };
+    if let Some(pattern) = pattern {
+        // Of so many layers the last sees all.
+        let sees_all = |layer: usize| pattern > 0 && (layer + 1).is_multiple_of(pattern);
+        return Ok((0..layers).map(|layer| window.filter(|_| !sees_all(layer))).collect());
+    }
     let first = match family {
-        Family::Mistral => 0,
+        Family::Mistral | Family::Phi3 => 0,
         Family::Qwen2 | Family::Qwen3 if keys.flag("use_sliding_window")? == Some(true) => {
             keys.whole("max_window_layers")?.unwrap_or(28)
         }
-        Family::Llama | Family::Qwen2 | Family::Qwen3 => layers,
+        _ => layers,
     };
     Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect())
 }
@@ -166,6 +279,7 @@ fn senseless(key: &str) -> Error {
 }
 
 /// The keys of an object; a null is as good as no key.
+#[derive(Clone, Copy)]
 struct Keys<'a>(&'a Map<String, Value>);
 
 impl<'a> Keys<'a> {
@@ -194,10 +308,6 @@ impl<'a> Keys<'a> {
 
     fn whole(&self, key: &str) -> Result<Option<usize>> {
         self.get(key, |value| value.as_u64().and_then(|value| usize::try_from(value).ok()))
-    }
-
-    fn needed(&self, key: &str) -> Result<usize> {
-        self.whole(key)?.ok_or_else(|| missing(key))
     }
 }
 
@@ -239,6 +349,43 @@ mod tests {
     }
 
     #[test]
+    fn what_gemmas_files_leave_out_is_the_familys_own() {
+        let gemma2 = with(json!({"model_type": "gemma2", "num_hidden_layers": 3, "head_dim": 4, "sliding_window": 8,
+            "query_pre_attn_scalar": 16}))
+        .unwrap();
+        assert_eq!(gemma2.windows, [Some(8), None, Some(8)]);
+        assert_eq!((gemma2.score_cap, gemma2.logit_cap, gemma2.query_scale), (Some(50.0), Some(30.0), 0.25));
+        assert_eq!((gemma2.norm_offset, gemma2.embedding_scale, gemma2.activation), (1.0, 4.0, Activation::Gelu));
+        assert!(gemma2.post_norms && gemma2.tied && !gemma2.head_norms && gemma2.local_rope.is_none());
+        let uncapped = with(json!({"model_type": "gemma2", "final_logit_softcapping": null})).unwrap();
+        assert_eq!((uncapped.score_cap, uncapped.logit_cap), (Some(50.0), None));
+
+        // As the models that see pictures have it: almost everything is left out.
+        let text = json!({"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 7, "sliding_window": 1024,
+            "model_type": "gemma3_text", "rope_scaling": {"factor": 8.0, "rope_type": "linear"}});
+        let gemma3 = read(&serde_json::to_vec(&json!({"model_type": "gemma3", "text_config": text})).unwrap()).unwrap();
+        assert_eq!((gemma3.vocabulary, gemma3.heads, gemma3.key_value_heads, gemma3.head_size), (262_208, 8, 4, 256));
+        assert_eq!((gemma3.windows[4], gemma3.windows[5], gemma3.windows[6]), (Some(1024), None, Some(1024)));
+        assert_eq!(gemma3.rope, Rope { theta: 1e6, scaling: Scaling::Linear { factor: 8.0 } });
+        assert_eq!(gemma3.local_rope, Some(Rope::plain(1e4)));
+        assert!(gemma3.head_norms && gemma3.score_cap.is_none() && gemma3.context == 131_072);
+    }
+
+    #[test]
+    fn phi_turns_a_part_of_its_heads_and_knows_two_lengths() {
+        let scaling = json!({"type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]});
+        let phi3 = with(json!({"model_type": "phi3", "num_attention_heads": 2, "partial_rotary_factor": 0.5, "rope_scaling": scaling,
+            "original_max_position_embeddings": 16, "sliding_window": 9}))
+        .unwrap();
+        assert_eq!((phi3.head_size, phi3.rotary_size, phi3.windows), (8, 4, vec![Some(9); 2]));
+        let Scaling::Long { short, long, original_context, attention_factor } = phi3.rope.scaling else {
+            panic!("{:?}", phi3.rope);
+        };
+        assert_eq!((short, long, original_context), (vec![1.0, 2.0], vec![3.0, 4.0], 16));
+        assert_eq!(attention_factor, (1.0 + 4f64.ln() / 16f64.ln()).sqrt());
+    }
+
+    #[test]
     fn rotary_positions_are_read_in_the_old_form_and_the_new() {
         let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 32});
@@ -265,7 +412,20 @@ mod tests {
         refused(json!({"model_type": "gpt2"}), Unsupported, "gpt2");
         refused(json!({"hidden_act": "gelu"}), Unsupported, "gelu");
         refused(json!({"quantization_config": {"quant_method": "gptq"}}), Unsupported, "gptq");
-        refused(json!({"rope_scaling": {"rope_type": "longrope"}}), Unsupported, "longrope");
+        refused(json!({"rope_scaling": {"rope_type": "dynamic"}}), Unsupported, "dynamic");
+        refused(json!({"rope_scaling": {"rope_type": "longrope"}}), Corrupt, "short_factor");
+        let short = json!({"rope_type": "su", "short_factor": [1.0], "long_factor": [1.0, "a"]});
+        refused(json!({"rope_scaling": short}), Corrupt, "long_factor");
+        refused(json!({"model_type": "phi3", "partial_rotary_factor": 2.0}), Corrupt, "partial_rotary_factor");
+        refused(json!({"model_type": "gemma3", "text_config": 3}), Corrupt, "text_config");
+        refused(
+            json!({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}),
+            Unsupported,
+            "attn_logit_softcapping",
+        );
+        refused(json!({"model_type": "gemma3_text", "use_bidirectional_attention": true}), Unsupported, "looks ahead");
+        refused(json!({"model_type": "gemma2", "hidden_activation": "relu"}), Unsupported, "relu");
+        refused(json!({"model_type": "gemma2", "query_pre_attn_scalar": 0}), Corrupt, "query_scale");
         refused(json!({"partial_rotary_factor": 0.5}), Unsupported, "partial_rotary_factor");
         refused(json!({"layer_types": ["full_attention", "linear_attention"]}), Unsupported, "linear_attention");
         refused(json!({"layer_types": ["full_attention"]}), Corrupt, "layer_types");

@@ -6,7 +6,7 @@ use hybrid_core::{Error, Result};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{ModelFiles, config_json, safetensors::Safetensors};
+use super::{ModelFiles, config_json, fused::Fused, safetensors::Safetensors};
 use crate::{
     decoder::{
         defaults::{Ends, GenerationConfig},
@@ -73,7 +73,7 @@ pub(super) fn open(folder: &Path) -> Result<ModelFiles> {
     let model: ModelConfig = optional(&path(CONFIG))?.unwrap_or_default();
     defaults.ends.extend(model.eos_token_id.map(Ends::tokens).unwrap_or_default());
     defaults.ends.extend(templates.tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token)));
-    let weights = Box::new(Safetensors::open(folder)?);
+    let weights = Box::new(Safetensors::open(folder, Fused::of(&config))?);
     Ok(ModelFiles { config, weights, tokenizer, templates, defaults })
 }
 

@@ -4,6 +4,7 @@
 
 mod config_json;
 mod folder;
+mod fused;
 mod gguf;
 mod safetensors;
 

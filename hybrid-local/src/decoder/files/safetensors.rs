@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::Read,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -14,7 +15,11 @@ use hybrid_core::{Error, FileName, Result};
 use safetensors::{Dtype, tensor::Metadata};
 use serde::Deserialize;
 
-use super::{Plain, Stored, Weights, check_shape, read_range};
+use super::{
+    Plain, Stored, Weights, check_shape,
+    fused::{Fused, Place},
+    read_range,
+};
 use crate::{
     device::tensor_error,
     files::{io_error, read},
@@ -33,6 +38,7 @@ pub(super) struct Safetensors {
     shards: Vec<Shard>,
     /// The shard of each tensor.
     places: BTreeMap<String, usize>,
+    fused: Option<Fused>,
 }
 
 #[derive(Debug)]
@@ -50,16 +56,16 @@ struct Index {
 }
 
 impl Safetensors {
-    /// Reads the headers of the files in `folder`.
+    /// Reads the headers of the files in `folder`, in which some matrices may be parts of others.
     ///
     /// # Errors
     /// `NotFound` that says what is there instead; `Corrupt` that names the file.
-    pub(super) fn open(folder: &Path) -> Result<Self> {
+    pub(super) fn open(folder: &Path, fused: Option<Fused>) -> Result<Self> {
         let index = folder.join(INDEX);
         if folder.join(WHOLE).is_file() {
             let shard = Shard::open(folder.join(WHOLE))?;
             let places = shard.header.tensors().into_keys().map(|name| (name, 0)).collect();
-            return Ok(Self { shards: vec![shard], places });
+            return Ok(Self { shards: vec![shard], places, fused });
         }
         if !index.is_file() {
             return Err(missing(folder));
@@ -80,20 +86,53 @@ impl Safetensors {
             };
             places.insert(name, number);
         }
-        Ok(Self { shards, places })
+        Ok(Self { shards, places, fused })
+    }
+
+    /// The file that has the tensor, and the file's name of it: models that see pictures too have their text's part under a name of its own,
+    /// and models without an output layer have no `model.` before the names.
+    fn find(&self, name: &str) -> Option<(&Shard, String)> {
+        let bare = name.strip_prefix("model.").unwrap_or(name);
+        let names = [
+            name.to_owned(),
+            format!("language_model.{name}"),
+            format!("model.language_model.{bare}"),
+            bare.to_owned(),
+        ];
+        names.into_iter().find_map(|name| Some((&self.shards[*self.places.get(&name)?], name)))
+    }
+
+    /// Where the rows of `name` are in a larger matrix.
+    fn place(&self, name: &str) -> Option<Place> {
+        self.fused?.place(name)
     }
 }
 
 impl Weights for Safetensors {
     fn bytes(&self, name: &str) -> u64 {
-        let found = self.places.get(name).and_then(|shard| self.shards[*shard].header.info(name));
-        found.map_or(0, |info| 4 * info.shape.iter().product::<usize>() as u64)
+        let bytes = |name: &str| {
+            let (shard, name) = self.find(name)?;
+            Some(4 * shard.header.info(&name)?.shape.iter().product::<usize>() as u64)
+        };
+        match self.place(name) {
+            Some(Place { name, rows, all, .. }) => bytes(&name).unwrap_or_default() / all as u64 * rows as u64,
+            None => bytes(name).unwrap_or_default(),
+        }
     }
 
     fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Stored> {
-        let shard = self.places.get(name).map(|number| &self.shards[*number]);
-        let shard = shard.ok_or_else(|| Error::corrupt(OPERATION, "the tensor is missing").with("tensor", name))?;
-        let values = shard.read(name, shape).map_err(|error| error.with("path", shard.path.display()))?;
+        let Place { name, first, rows, all } = self.place(name).unwrap_or_else(|| Place {
+            name: name.to_owned(),
+            first: 0,
+            rows: shape[0],
+            all: shape[0],
+        });
+        let missing = || Error::corrupt(OPERATION, "the tensor is missing").with("tensor", &name);
+        let (shard, found) = self.find(&name).ok_or_else(missing)?;
+        let whole = [&[all], &shape[1..]].concat();
+        let values = shard
+            .read(&found, &whole, first..first + rows)
+            .map_err(|error| error.with("path", shard.path.display()))?;
         Tensor::from_vec(values, shape, device).map(Stored::Dense).map_err(tensor_error(OPERATION))
     }
 }
@@ -127,14 +166,15 @@ impl Shard {
         Ok(Self { path, header, start, size })
     }
 
-    /// A tensor's values, widened to single precision.
-    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    /// The values of some rows of a tensor, widened to single precision.
+    fn read(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>> {
         let info = self.header.info(name).ok_or_else(|| {
             Error::corrupt(OPERATION, "the index names a tensor that the file lacks").with("tensor", name)
         })?;
         check_shape(name, &info.shape, shape)?;
         let (from, to) = info.data_offsets;
-        let bytes = read_range(&self.path, self.start + from as u64, to - from, self.size)?;
+        let row = (to - from) / shape[0].max(1);
+        let bytes = read_range(&self.path, self.start + (from + rows.start * row) as u64, rows.len() * row, self.size)?;
         let kind = match info.dtype {
             Dtype::F32 => Plain::F32,
             Dtype::BF16 => Plain::Bf16,

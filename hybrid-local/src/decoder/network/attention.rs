@@ -31,16 +31,33 @@ impl Sight {
     }
 }
 
+/// How a query's product with a key becomes the key's score.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weighing {
+    /// What the product is multiplied by.
+    pub(super) scale: f64,
+    /// What no score is larger than.
+    pub(super) cap: Option<f64>,
+}
+
 /// Queries `[rows, heads, size]` over keys and values `[key heads, tokens, size]`: `[rows, heads * size]`. The mask is `[rows, tokens]`.
-pub(super) fn attention(queries: &Tensor, keys: &Tensor, values: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+pub(super) fn attention(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    mask: Option<&Tensor>,
+    Weighing { scale, cap }: Weighing,
+) -> Result<Tensor> {
     let (rows, heads, size) = queries.dims3()?;
     let (key_heads, tokens, _) = keys.dims3()?;
     let group = heads / key_heads;
-    let scale = 1.0 / (size as f64).sqrt();
     // Query heads that share a key head lie under each other, so that no keys need be repeated.
     let queries = (queries.reshape((rows, key_heads, group, size))? * scale)?;
     let queries = queries.permute((1, 2, 0, 3))?.contiguous()?.reshape((key_heads, group * rows, size))?;
     let mut scores = queries.matmul(&keys.t()?)?;
+    if let Some(cap) = cap {
+        scores = capped(&scores, cap)?;
+    }
     if let Some(mask) = mask {
         let by_group = scores.reshape((key_heads, group, rows, tokens))?.broadcast_add(mask)?;
         scores = by_group.reshape((key_heads, group * rows, tokens))?;
@@ -48,6 +65,11 @@ pub(super) fn attention(queries: &Tensor, keys: &Tensor, values: &Tensor, mask: 
     let scores = softmax(&scores)?;
     let attended = scores.matmul(values)?.reshape((key_heads, group, rows, size))?;
     attended.permute((2, 0, 1, 3))?.contiguous()?.reshape((rows, heads * size))
+}
+
+/// `cap * tanh(x / cap)`.
+pub(super) fn capped(x: &Tensor, cap: f64) -> Result<Tensor> {
+    (x / cap)?.tanh()? * cap
 }
 
 fn softmax(scores: &Tensor) -> Result<Tensor> {

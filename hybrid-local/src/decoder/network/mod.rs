@@ -6,6 +6,7 @@
 mod attention;
 mod cache;
 mod linear;
+mod positions;
 mod product;
 #[cfg_attr(not(test), allow(dead_code))]
 mod sequences;
@@ -16,12 +17,13 @@ use candle_core::{D, Device, Tensor};
 use hybrid_core::Result;
 
 use self::{
-    attention::{Sight, attention},
+    attention::{Sight, Weighing, attention, capped},
     linear::{Linear, Table},
+    positions::{Positions, Turns, turn},
 };
 use super::{
     adapter::{Adapter, Module, Place, Worn},
-    config::DecoderConfig,
+    config::{Activation, DecoderConfig},
     files::{Stored, Weights},
 };
 use crate::device::tensor_error;
@@ -39,8 +41,7 @@ pub(super) struct Network {
     layers: Vec<Layer>,
     norm: Norm,
     head: Linear,
-    /// What a head's pairs turn by for one position.
-    frequencies: Vec<f32>,
+    positions: Positions,
     device: Device,
 }
 
@@ -53,6 +54,8 @@ struct Layer {
     /// Norms of each head's queries and keys.
     head_norms: Option<[Norm; 2]>,
     output: Adaptable,
+    /// Norms of what attention and feed-forward give.
+    post_norms: Option<[Norm; 2]>,
     norm: Norm,
     gate: Adaptable,
     up: Adaptable,
@@ -86,8 +89,7 @@ pub(super) struct Part<'a> {
 
 /// What the rows of one pass have beside their values.
 pub(super) struct Pass<'a> {
-    /// Cosines and sines of every row's position, `[rows, 1, pairs]`.
-    turns: [Tensor; 2],
+    turns: Turns,
     seen: Seen<'a>,
     worn: Vec<Worn<'a>>,
 }
@@ -127,7 +129,11 @@ impl Network {
         let (hidden, size) = (config.hidden, config.head_size);
         let vector = |name: &str, length: usize| weights.take(name, &[length], device)?.dense(device);
         let norm = |name: String, length: usize| {
-            Ok(Norm { scale: vector(&format!("{name}.weight"), length)?, epsilon: config.norm_epsilon })
+            let mut scale = vector(&format!("{name}.weight"), length)?;
+            if config.norm_offset != 0.0 {
+                scale = (scale + f64::from(config.norm_offset)).map_err(tensor_error("read tensors"))?;
+            }
+            Ok(Norm { scale, epsilon: config.norm_epsilon })
         };
         let linear = |name: String, output: usize, input: usize, biased: bool| {
             let bias = biased.then(|| vector(&format!("{name}.bias"), output)).transpose()?;
@@ -142,6 +148,14 @@ impl Network {
             };
             let head_norms =
                 || -> Result<_> { Ok([norm(name("self_attn.q_norm"), size)?, norm(name("self_attn.k_norm"), size)?]) };
+            // Where there are norms behind attention and feed-forward, the one behind the attention has the name that others give the next.
+            let (before, behind) = match config.post_norms {
+                true => ("pre_feedforward_layernorm", Some(["post_attention_layernorm", "post_feedforward_layernorm"])),
+                false => ("post_attention_layernorm", None),
+            };
+            let post_norms = |[attended, fed]: [&str; 2]| -> Result<_> {
+                Ok([norm(name(attended), hidden)?, norm(name(fed), hidden)?])
+            };
             Ok(Layer {
                 attention_norm: norm(name("input_layernorm"), hidden)?,
                 query: adaptable(Module::Query, config.attention_bias)?,
@@ -149,7 +163,8 @@ impl Network {
                 value: adaptable(Module::Value, config.attention_bias)?,
                 head_norms: config.head_norms.then(head_norms).transpose()?,
                 output: adaptable(Module::Output, config.output_bias)?,
-                norm: norm(name("post_attention_layernorm"), hidden)?,
+                post_norms: behind.map(post_norms).transpose()?,
+                norm: norm(name(before), hidden)?,
                 gate: adaptable(Module::Gate, config.feed_forward_bias)?,
                 up: adaptable(Module::Up, config.feed_forward_bias)?,
                 down: adaptable(Module::Down, config.feed_forward_bias)?,
@@ -163,9 +178,9 @@ impl Network {
         Ok(Self {
             layers: (0..config.layers()).map(layer).collect::<Result<_>>()?,
             norm: norm("model.norm".to_owned(), hidden)?,
-            frequencies: config.rope.frequencies(size / 2),
             table: Table::new(table),
             head,
+            positions: Positions::of(&config),
             device: device.clone(),
             config,
         })
@@ -194,7 +209,7 @@ impl Network {
         }
         let positions = parts.iter().flat_map(|part| (0..part.tokens.len()).map(|i| part.cache.len() + i));
         let pass = Pass {
-            turns: self.turns(positions)?,
+            turns: self.positions.turns(positions, &self.device)?,
             seen: Seen::Cached { parts, masks: self.masks(parts)? },
             worn: worn(parts),
         };
@@ -219,26 +234,42 @@ impl Network {
         }
         let count = wanted.len();
         let x = x.index_select(&Tensor::from_vec(wanted, count, &self.device)?, 0)?;
-        self.head.forward(&self.norm.forward(&x)?)?.to_vec2()
+        self.scores(&x)?.to_vec2()
     }
 
     /// The rows of tokens before the first layer, `[tokens, hidden]`.
     fn embed(&self, tokens: &[u32]) -> candle_core::Result<Tensor> {
-        self.table.rows(&Tensor::from_slice(tokens, tokens.len(), &self.device)?)
+        let rows = self.table.rows(&Tensor::from_slice(tokens, tokens.len(), &self.device)?)?;
+        if self.config.embedding_scale == 1.0 { Ok(rows) } else { rows * self.config.embedding_scale }
     }
 
     fn layer(&self, at: usize, layer: &Layer, x: Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
-        let worn = &pass.worn;
-        let attended = self.attend(at, layer, &layer.attention_norm.forward(&x)?, pass)?;
+        let mut attended = self.attend(at, layer, &layer.attention_norm.forward(&x)?, pass)?;
+        if let Some([norm, _]) = &layer.post_norms {
+            attended = norm.forward(&attended)?;
+        }
         let x = (x + attended)?;
-        let normed = layer.norm.forward(&x)?;
-        let gated = (layer.gate.forward(&normed, worn)?.silu()? * layer.up.forward(&normed, worn)?)?;
-        x + layer.down.forward(&gated, worn)?
+        let mut fed = layer.feed_forward(&layer.norm.forward(&x)?, self.config.activation, &pass.worn)?;
+        if let Some([_, norm]) = &layer.post_norms {
+            fed = norm.forward(&fed)?;
+        }
+        x + fed
+    }
+
+    /// The logits of rows that have come out of the last layer, `[rows, vocabulary]`.
+    fn scores(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let logits = self.head.forward(&self.norm.forward(x)?)?;
+        match self.config.logit_cap {
+            Some(cap) => capped(&logits, cap),
+            None => Ok(logits),
+        }
     }
 
     fn attend(&self, at: usize, layer: &Layer, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
         let DecoderConfig { heads, key_value_heads, head_size, .. } = self.config;
         let Pass { turns, seen, worn } = pass;
+        let window = self.config.windows[at];
+        let turns = turns.of(window);
         let rows = x.dim(0)?;
         let mut queries = layer.query.forward(x, worn)?.reshape((rows, heads, head_size))?;
         let mut keys = layer.key.forward(x, worn)?.reshape((rows, key_value_heads, head_size))?;
@@ -247,10 +278,12 @@ impl Network {
             (queries, keys) = (of_queries.forward(&queries)?, of_keys.forward(&keys)?);
         }
         let (queries, keys) = (turn(&queries, turns)?, turn(&keys, turns)?);
-        let window = self.config.windows[at];
+        let weighing = Weighing { scale: self.config.query_scale, cap: self.config.score_cap };
         let attended = match seen {
-            Seen::Cached { parts, masks } => attend_cached(at, window, [&queries, &keys, &values], parts, masks)?,
-            Seen::Whole(sequences) => sequences.attend(window, [&queries, &keys, &values])?,
+            Seen::Cached { parts, masks } => {
+                attend_cached(at, window, [&queries, &keys, &values], parts, masks, weighing)?
+            }
+            Seen::Whole(sequences) => sequences.attend(window, [&queries, &keys, &values], weighing)?,
         };
         layer.output.forward(&attended, worn)
     }
@@ -264,17 +297,16 @@ impl Network {
         };
         parts.iter().map(|part| windows.iter().map(|window| mask(part, *window)).collect()).collect()
     }
+}
 
-    /// Cosines and sines of every row's position, `[rows, 1, pairs]`. Angles are in single precision, as the reference has them.
-    fn turns(&self, positions: impl Iterator<Item = usize>) -> candle_core::Result<[Tensor; 2]> {
-        let angles: Vec<f32> =
-            positions.flat_map(|position| self.frequencies.iter().map(move |turn| position as f32 * turn)).collect();
-        let (pairs, amplitude) = (self.frequencies.len(), self.config.rope.amplitude());
-        let tensor = |of: fn(f32) -> f32| {
-            let values = angles.iter().map(|angle| of(*angle) * amplitude).collect();
-            Tensor::from_vec(values, (angles.len() / pairs, 1, pairs), &self.device)
+impl Layer {
+    fn feed_forward(&self, x: &Tensor, activation: Activation, worn: &[Worn<'_>]) -> candle_core::Result<Tensor> {
+        let gate = self.gate.forward(x, worn)?;
+        let gate = match activation {
+            Activation::Silu => gate.silu()?,
+            Activation::Gelu => gate.gelu()?,
         };
-        Ok([tensor(f32::cos)?, tensor(f32::sin)?])
+        self.down.forward(&(gate * self.up.forward(x, worn)?)?, worn)
     }
 }
 
@@ -302,6 +334,7 @@ fn attend_cached(
     [queries, keys, values]: [&Tensor; 3],
     parts: &[Part<'_>],
     masks: &[Masks],
+    weighing: Weighing,
 ) -> candle_core::Result<Tensor> {
     let mut attended = Vec::with_capacity(parts.len());
     let mut first = 0;
@@ -312,7 +345,7 @@ fn attend_cached(
         let by_head = |all: &Tensor| own(all)?.transpose(0, 1);
         let [keys, values] = part.cache.extend(at, [&by_head(keys)?, &by_head(values)?], sight.first())?;
         let mask = masks.get(&window).and_then(Option::as_ref);
-        attended.push(attention(&own(queries)?, &keys, &values, mask)?);
+        attended.push(attention(&own(queries)?, &keys, &values, mask, weighing)?);
         first += rows;
     }
     Tensor::cat(&attended, 0)
@@ -325,17 +358,6 @@ impl Norm {
     }
 }
 
-/// Turns the pairs of every head of `[rows, heads, size]`.
-fn turn(x: &Tensor, [cosines, sines]: &[Tensor; 2]) -> candle_core::Result<Tensor> {
-    let half = x.dim(D::Minus1)? / 2;
-    let (first, second) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
-    let turned = [
-        (first.broadcast_mul(cosines)? - second.broadcast_mul(sines)?)?,
-        (second.broadcast_mul(cosines)? + first.broadcast_mul(sines)?)?,
-    ];
-    Tensor::cat(&turned, D::Minus1)
-}
-
 /// The names of all tensors that the network may have.
 fn names(config: &DecoderConfig) -> Vec<String> {
     let mut names = vec!["model.embed_tokens.weight".to_owned(), "model.norm.weight".to_owned()];
@@ -344,7 +366,8 @@ fn names(config: &DecoderConfig) -> Vec<String> {
     }
     let parts = ["q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"].map(|part| format!("self_attn.{part}"));
     let forward = ["gate_proj", "up_proj", "down_proj"].map(|part| format!("mlp.{part}"));
-    let norms = ["input_layernorm", "post_attention_layernorm"].map(str::to_owned);
+    let norms =
+        ["input", "post_attention", "pre_feedforward", "post_feedforward"].map(|place| format!("{place}_layernorm"));
     for layer in 0..config.layers() {
         for part in parts.iter().chain(&forward).chain(&norms) {
             names.extend(["weight", "bias"].map(|kind| format!("model.layers.{layer}.{part}.{kind}")));

@@ -9,7 +9,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::{
     Network, Pass, Seen,
-    attention::{Sight, attention},
+    attention::{Sight, Weighing, attention},
 };
 use crate::decoder::adapter::Worn;
 
@@ -56,13 +56,18 @@ impl Sequences {
     }
 
     /// The attention of each sequence over itself: queries are `[rows, heads, size]`, keys and values `[rows, key heads, size]`.
-    pub(super) fn attend(&self, window: Option<usize>, [queries, keys, values]: [&Tensor; 3]) -> Result<Tensor> {
+    pub(super) fn attend(
+        &self,
+        window: Option<usize>,
+        [queries, keys, values]: [&Tensor; 3],
+        weighing: Weighing,
+    ) -> Result<Tensor> {
         let mut attended = Vec::with_capacity(self.lengths.len());
         for rows in self.rows() {
             let own = |all: &Tensor| all.narrow(0, rows.start, rows.len());
             let by_head = |all: &Tensor| own(all)?.transpose(0, 1)?.contiguous();
             let mask = self.masks.get(&(rows.len(), window)).and_then(Option::as_ref);
-            attended.push(attention(&own(queries)?, &by_head(keys)?, &by_head(values)?, mask)?);
+            attended.push(attention(&own(queries)?, &by_head(keys)?, &by_head(values)?, mask, weighing)?);
         }
         Tensor::cat(&attended, 0)
     }
@@ -72,7 +77,7 @@ impl Network {
     /// What is common to all layers of a pass over `sequences`, whose rows wear `worn`.
     pub(in crate::decoder) fn pass<'a>(&self, sequences: &'a Sequences, worn: Vec<Worn<'a>>) -> Result<Pass<'a>> {
         let positions = sequences.lengths.iter().flat_map(|length| 0..*length);
-        Ok(Pass { turns: self.turns(positions)?, seen: Seen::Whole(sequences), worn })
+        Ok(Pass { turns: self.positions.turns(positions, &self.device)?, seen: Seen::Whole(sequences), worn })
     }
 
     /// What goes into the first layer, `[rows, hidden]`.
@@ -90,6 +95,6 @@ impl Network {
 
     /// The logits of rows that have come out of the last layer, `[rows, vocabulary]`.
     pub(in crate::decoder) fn leave(&self, x: &Tensor) -> Result<Tensor> {
-        self.head.forward(&self.norm.forward(x)?)
+        self.scores(x)
     }
 }

@@ -64,7 +64,7 @@ fn what_a_gguf_file_must_not_say_is_named() {
     use ErrorKind::{Corrupt, Unsupported};
     let text = |text: &str| Some(Value::String(text.to_owned()));
     check("general.alignment", Some(Value::U32(0)), Corrupt, "header");
-    check("general.architecture", text("gemma3"), Unsupported, "gemma3");
+    check("general.architecture", text("gemma3n"), Unsupported, "gemma3n");
     check("split.count", Some(Value::U16(2)), Unsupported, "split.count: 2");
     check("general.architecture", None, Corrupt, "general.architecture");
     check("qwen3.block_count", Some(Value::U32(3)), Corrupt, "blk.2.attn_norm.weight");

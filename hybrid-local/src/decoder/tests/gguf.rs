@@ -26,8 +26,14 @@ use crate::decoder::{
     tokens::Tokens,
 };
 
-const TEXTS: [&str; 4] =
-    ["ten rolls, 1234 Brötchen!", "<|im_start|>user\n I'm  here\n\n", "<think>a</think> B\u{308}ö", "\t漢字 🥐"];
+const TEXTS: [&str; 6] = [
+    "ten rolls, 1234 Brötchen!",
+    "<|im_start|>user\n I'm  here\n\n",
+    "<think>a</think> B\u{308}ö",
+    "\t漢字 🥐",
+    "<|user|>\n when do you <s> open<|end|>\n<|assistant|>\n",
+    "<bos><start_of_turn>user\n wann?  <end_of_turn>\n",
+];
 
 /// A model whose tensors can be written as blocks.
 pub(super) struct Source {
@@ -39,10 +45,14 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// A fixture, seeing everything: GGUF files of these families have no windows.
+    /// A fixture; of the families whose GGUF files have no windows, seeing everything.
     pub(super) fn fixture(name: &'static str) -> Self {
         let mut config = ModelFiles::open(&fixture(name)).unwrap().config;
-        config.windows.fill(None);
+        if !matches!(config.family, Family::Gemma2 | Family::Gemma3 | Family::Phi3) {
+            config.windows.fill(None);
+        }
+        // GGUF files do not say it.
+        config.query_scale = (config.head_size as f64).powf(-0.5);
         let bytes = fs::read(fixture(name).join("model.safetensors")).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let tensor = |name: &str| {
@@ -60,6 +70,7 @@ impl Source {
         let mut source = Self::fixture("qwen3");
         let config = &mut source.config;
         (config.hidden, config.intermediate, config.head_size) = (256, 512, 64);
+        (config.rotary_size, config.query_scale) = (64, 0.125);
         let (hidden, wide, size) = (256, 512, 64);
         let (queries, keys) = (config.query_size(), config.key_value_size());
         let mut state = 1u64;
@@ -93,7 +104,10 @@ impl Source {
 
     fn architecture(&self) -> &'static str {
         match self.config.family {
+            Family::Gemma2 => "gemma2",
+            Family::Gemma3 => "gemma3",
             Family::Llama | Family::Mistral => "llama",
+            Family::Phi3 => "phi3",
             Family::Qwen2 => "qwen2",
             Family::Qwen3 => "qwen3",
         }
@@ -114,11 +128,27 @@ impl Source {
             ("attention.value_length", number(config.head_size)),
             ("attention.layer_norm_rms_epsilon", Value::F32(config.norm_epsilon as f32)),
             ("rope.freq_base", Value::F32(config.rope.theta as f32)),
-            ("rope.dimension_count", number(config.head_size)),
+            ("rope.dimension_count", number(config.rotary_size)),
         ]
         .map(|(key, value)| (format!("{architecture}.{key}"), value))
         .into();
+        if let Some(window) = config.windows[0] {
+            all.insert(format!("{architecture}.attention.sliding_window"), number(window));
+        }
+        if config.family == Family::Gemma3 {
+            let layers = config.windows.iter().position(Option::is_none).unwrap() + 1;
+            all.insert("gemma3.attention.sliding_window_pattern".to_owned(), number(layers));
+        }
+        for (name, cap) in [("attn", config.score_cap), ("final", config.logit_cap)] {
+            let key = format!("{architecture}.{name}_logit_softcapping");
+            all.extend(cap.map(|cap| (key, Value::F32(cap as f32))));
+        }
         match &config.rope.scaling {
+            Scaling::Long { original_context, attention_factor, .. } => {
+                let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
+                all.insert(key("original_context_length"), number(*original_context));
+                all.insert(key("attn_factor"), Value::F32(*attention_factor as f32));
+            }
             Scaling::Linear { factor } => {
                 all.insert(format!("{architecture}.rope.scaling.type"), text("linear"));
                 all.insert(format!("{architecture}.rope.scaling.factor"), Value::F32(*factor as f32));
@@ -132,7 +162,8 @@ impl Source {
             _ => {}
         }
         all.insert("general.architecture".to_owned(), text(architecture));
-        all.insert("general.name".to_owned(), text("tiny"));
+        // llama.cpp looks for the family of a tokenizer there.
+        all.insert("general.name".to_owned(), text(if architecture == "phi3" { "phi-3 tiny" } else { "tiny" }));
 
         let bytes = fs::read(fixture(self.tokenizer).join("tokenizer.json")).unwrap();
         let file: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
@@ -145,17 +176,38 @@ impl Source {
         }
         let merges = file["model"]["merges"].as_array().unwrap().iter();
         let merges = merges.map(|pair| text(&format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap())));
+        let pieces = file["model"]["byte_fallback"] == true;
+        if pieces {
+            for (token, kind) in tokens.values_mut() {
+                *kind = match token.as_str() {
+                    "<unk>" => 2,
+                    token if token.starts_with("<0x") => 6,
+                    _ => *kind,
+                };
+            }
+            // The earlier a piece, the better.
+            let scores = tokens.iter().map(|(id, (_, kind))| if *kind == 1 { -(*id as f32) } else { 0.0 });
+            let prefixed = file["normalizer"]["type"] == "Sequence";
+            all.insert("tokenizer.ggml.scores".to_owned(), Value::Array(scores.map(Value::F32).collect()));
+            all.insert("tokenizer.ggml.add_space_prefix".to_owned(), Value::Bool(prefixed));
+            let unknown = tokens.iter().find(|(_, (_, kind))| *kind == 2).unwrap().0;
+            all.insert("tokenizer.ggml.unknown_token_id".to_owned(), number(*unknown as usize));
+        }
         let pre = if self.architecture() == "llama" { "llama-bpe" } else { "qwen2" };
+        let config: serde_json::Value =
+            serde_json::from_slice(&fs::read(fixture(self.tokenizer).join("config.json")).unwrap()).unwrap();
         all.extend(
             [
-                ("model", text("gpt2")),
-                ("pre", text(pre)),
+                ("model", text(if pieces { "llama" } else { "gpt2" })),
+                ("pre", text(if pieces { "default" } else { pre })),
                 ("tokens", Value::Array(tokens.values().map(|(token, _)| text(token)).collect())),
                 ("token_type", Value::Array(tokens.values().map(|(_, kind)| Value::I32(*kind)).collect())),
                 ("merges", Value::Array(merges.collect())),
-                ("eos_token_id", Value::U32(2)),
+                ("eos_token_id", number(config["eos_token_id"].as_u64().unwrap() as usize)),
             ]
-            .map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)),
+            .map(|(key, value)| (format!("tokenizer.ggml.{key}"), value))
+            .into_iter()
+            .filter(|(key, _)| !pieces || key != "tokenizer.ggml.merges"),
         );
         all.insert("tokenizer.chat_template".to_owned(), text("{{ messages[0].content }}"));
         all
@@ -175,10 +227,14 @@ impl Source {
             ("self_attn.o_proj", "attn_output"),
             ("self_attn.q_norm", "attn_q_norm"),
             ("self_attn.k_norm", "attn_k_norm"),
-            ("post_attention_layernorm", "ffn_norm"),
             ("mlp.gate_proj", "ffn_gate"),
             ("mlp.up_proj", "ffn_up"),
             ("mlp.down_proj", "ffn_down"),
+            ("self_attn.qkv_proj", "attn_qkv"),
+            ("mlp.gate_up_proj", "ffn_up"),
+            ("pre_feedforward_layernorm", "ffn_norm"),
+            ("post_feedforward_layernorm", "post_ffw_norm"),
+            ("post_attention_layernorm", if self.config.post_norms { "post_attention_norm" } else { "ffn_norm" }),
         ];
         let size = self.config.head_size;
         let mut blocks = Vec::new();
@@ -191,16 +247,26 @@ impl Source {
                 tensor = heads.transpose(1, 2).unwrap().contiguous().unwrap().reshape(shape).unwrap();
             }
             let theirs = names.iter().fold(name.clone(), |name, (ours, theirs)| name.replace(ours, theirs));
+            if theirs.ends_with("norm.weight") {
+                tensor = (tensor + f64::from(self.config.norm_offset)).unwrap();
+            }
             let kind = if tensor.rank() == 1 { GgmlDType::F32 } else { kind };
             blocks.push((theirs, QTensor::quantize(&tensor, kind).unwrap()));
         }
         if let Scaling::Llama3 { .. } = self.config.rope.scaling {
             let mut plain = self.config.rope.clone();
             plain.scaling = Scaling::None;
-            let pairs = plain.frequencies(size / 2).into_iter().zip(self.config.rope.frequencies(size / 2));
+            let pairs = plain.frequencies(size / 2, 1).into_iter().zip(self.config.rope.frequencies(size / 2, 1));
             let divisors: Vec<f32> = pairs.map(|(plain, scaled)| plain / scaled).collect();
             let divisors = Tensor::from_vec(divisors, size / 2, &Device::Cpu).unwrap();
             blocks.push(("rope_freqs.weight".to_owned(), QTensor::quantize(&divisors, GgmlDType::F32).unwrap()));
+        }
+        if let Scaling::Long { short, long, .. } = &self.config.rope.scaling {
+            for (name, divisors) in [("short", short), ("long", long)] {
+                let divisors = Tensor::from_vec(divisors.clone(), divisors.len(), &Device::Cpu).unwrap();
+                let divisors = QTensor::quantize(&divisors, GgmlDType::F32).unwrap();
+                blocks.push((format!("rope_factors_{name}.weight"), divisors));
+            }
         }
         blocks
     }
@@ -303,8 +369,15 @@ fn llama_cpp_reads_the_same_of_a_file() {
     };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny.gguf");
-    let narrow = ["llama", "mistral", "qwen2", "qwen3"]
+    let narrow = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"]
         .map(|name| (Source::fixture(name), vec![GgmlDType::F32, GgmlDType::Q8_0, GgmlDType::Q4_0]));
+    let narrow = narrow.map(|(mut source, kinds)| {
+        // llama.cpp lets this family see everything.
+        if source.config.family == Family::Phi3 {
+            source.config.windows.fill(None);
+        }
+        (source, kinds)
+    });
     let wide = (Source::wide(), vec![GgmlDType::Q4K, GgmlDType::Q5K, GgmlDType::Q6K]);
     for (source, kinds) in narrow.into_iter().chain([wide]) {
         for kind in kinds {
@@ -329,7 +402,9 @@ fn llama_cpp_reads_the_same_of_a_file() {
             let off = distance(&ours, &theirs);
             let name = source.tokenizer;
             eprintln!("{name} {kind:?}: {off:.6} off");
-            assert!(off < if kind == GgmlDType::F32 { 2e-4 } else { 0.03 }, "{name} {kind:?}: {off}");
+            // llama.cpp looks GELU up in a table of half precision.
+            let single = if source.config.family.is_gemma() { 1e-3 } else { 2e-4 };
+            assert!(off < if kind == GgmlDType::F32 { single } else { 0.03 }, "{name} {kind:?}: {off}");
             let tokenizer = Tokens::new(files.tokenizer, 1_000).unwrap();
             // llama.cpp composes no characters, as the tokenizer of Qwen's own does.
             for (text, theirs) in

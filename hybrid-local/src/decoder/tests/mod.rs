@@ -22,7 +22,7 @@ use super::{
 use crate::Device;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/decoder");
-const FAMILIES: [&str; 5] = ["llama", "llama-bias", "mistral", "qwen2", "qwen3"];
+const FAMILIES: [&str; 8] = ["llama", "llama-bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(FIXTURES).join(name)
@@ -35,8 +35,11 @@ fn network(files: &ModelFiles) -> Network {
 /// What the reference made of a prompt.
 struct Expected {
     tokens: Vec<u32>,
+    /// Those of the last tokens.
     logits: Vec<Vec<f32>>,
     greedy: Vec<u32>,
+    /// Of a model of two lengths, those of the first tokens, read as a short text.
+    short: Option<Vec<Vec<f32>>>,
 }
 
 impl Expected {
@@ -46,10 +49,12 @@ impl Expected {
         let words = |name: &str| -> Vec<u32> {
             file.tensor(name).unwrap().data().as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()
         };
-        let logits = file.tensor("logits").unwrap();
-        let values: Vec<f32> = logits.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        let rows = values.chunks_exact(logits.shape()[1]).map(<[f32]>::to_vec).collect();
-        Self { tokens: words("tokens"), logits: rows, greedy: words("greedy") }
+        let rows = |name: &str| -> Option<Vec<Vec<f32>>> {
+            let rows = file.tensor(name).ok()?;
+            let values: Vec<f32> = rows.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            Some(values.chunks_exact(rows.shape()[1]).map(<[f32]>::to_vec).collect())
+        };
+        Self { tokens: words("tokens"), logits: rows("logits").unwrap(), greedy: words("greedy"), short: rows("short") }
     }
 }
 
@@ -71,13 +76,15 @@ fn assert_near(ours: &[f32], theirs: &[f32], tolerance: f32, what: &str) {
 /// Compares logits of a prompt, read at once and in portions, and the tokens that follow it.
 fn check_parity(folder: &Path) {
     let expected = Expected::read(folder);
-    let network = network(&ModelFiles::open(folder).unwrap());
+    let mut files = ModelFiles::open(folder).unwrap();
+    let network = network(&files);
+    let first = expected.tokens.len() - expected.logits.len();
     let name = folder.file_name().unwrap().to_string_lossy();
     for portion in [expected.tokens.len(), 7, 1] {
         let mut cache = network.cache(128);
         let portions = expected.tokens.chunks(portion);
         let logits: Vec<_> = portions.flat_map(|tokens| read(&network, tokens, &mut cache, Wanted::All)).collect();
-        for (row, (ours, theirs)) in logits.iter().zip(&expected.logits).enumerate() {
+        for (row, (ours, theirs)) in logits[first..].iter().zip(&expected.logits).enumerate() {
             assert_near(ours, theirs, 1e-3, &format!("{name}, {portion} at a time, row {row}"));
         }
         let mut token = best(&logits[logits.len() - 1]);
@@ -87,6 +94,14 @@ fn check_parity(folder: &Path) {
             greedy.push(token);
         }
         assert_eq!(greedy, expected.greedy, "{name}, {portion} at a time");
+    }
+    if let Some(short) = expected.short {
+        files.config.context = 32;
+        let network = self::network(&files);
+        let ours = read(&network, &expected.tokens[..short.len()], &mut network.cache(32), Wanted::All);
+        for (row, (ours, theirs)) in ours.iter().zip(&short).enumerate() {
+            assert_near(ours, theirs, 1e-3, &format!("{name}, a short text, row {row}"));
+        }
     }
 }
 

@@ -56,8 +56,12 @@ pub(super) fn read(metadata: &Metadata<'_>) -> Result<Tokenizer> {
                 .with("known", "gpt2, llama"));
         }
     };
+    // Phi 3's marks of a conversation take the white space behind them; files do not say so, and llama.cpp goes by the model too.
+    let phi = kind == "llama" && metadata.text("general.architecture")? == Some("phi3");
+    let strips = |token: &str| phi && !["<unk>", "<s>", "<|endoftext|>"].contains(&token);
     let added = tokens.iter().zip(&kinds).filter(|(_, kind)| matches!(**kind, CONTROL | USER_DEFINED));
-    let added = added.map(|(token, kind)| AddedToken::from(*token, *kind == CONTROL).normalized(false));
+    let added =
+        added.map(|(token, kind)| AddedToken::from(*token, *kind == CONTROL).normalized(false).rstrip(strips(token)));
     tokenizer
         .add_tokens(added.collect::<Vec<_>>())
         .map_err(|error| senseless("tokenizer.ggml.tokens").with_source(error))?;

@@ -19,7 +19,11 @@ use super::OPERATION;
 use crate::{
     decoder::{
         config::{DecoderConfig, Family},
-        files::{Plain, Stored, Weights, check_shape, read_range},
+        files::{
+            Plain, Stored, Weights, check_shape,
+            fused::{Fused, Place},
+            read_range,
+        },
     },
     device::tensor_error,
 };
@@ -32,17 +36,31 @@ pub(super) struct Blocks {
     content: Content,
     /// Heads of queries, and of keys, where the file has the rows of their weights in another order.
     interleaved: Option<[usize; 2]>,
+    fused: Option<Fused>,
+    /// Whether the layers have norms behind attention and feed-forward.
+    post_norms: bool,
 }
 
 impl Blocks {
     pub(super) fn new(path: &Path, size: u64, content: Content, config: &DecoderConfig) -> Self {
         // Llama's converter pairs neighbouring rows; Qwen's leave them as they are.
         let interleaved = (config.family == Family::Llama).then_some([config.heads, config.key_value_heads]);
-        Self { path: path.to_owned(), size, content: Content { metadata: HashMap::new(), ..content }, interleaved }
+        let content = Content { metadata: HashMap::new(), ..content };
+        let (fused, post_norms) = (Fused::of(config), config.post_norms);
+        Self { path: path.to_owned(), size, content, interleaved, fused, post_norms }
+    }
+
+    fn theirs(&self, name: &str) -> Option<String> {
+        theirs(name, self.post_norms)
     }
 
     fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.content.tensor_infos.get(&theirs(name)?)
+        self.content.tensor_infos.get(&self.theirs(name)?)
+    }
+
+    /// Where the rows of `name` are in a larger matrix.
+    fn place(&self, name: &str) -> Option<Place> {
+        self.fused?.place(name)
     }
 }
 
@@ -57,16 +75,30 @@ impl Weights for Blocks {
                 _ => 2 * own,
             })
         };
-        self.info(name).and_then(bytes).unwrap_or_default()
+        match self.place(name) {
+            Some(Place { name, rows, all, .. }) => {
+                self.info(&name).and_then(bytes).unwrap_or_default() / all as u64 * rows as u64
+            }
+            None => self.info(name).and_then(bytes).unwrap_or_default(),
+        }
     }
 
     fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Stored> {
-        let info = self.info(name).ok_or_else(|| {
-            Error::corrupt(OPERATION, "the tensor is missing").with("tensor", theirs(name).unwrap_or_default())
-        });
+        let place = self.place(name);
+        let (stored_as, all) = place.as_ref().map_or((name, shape[0]), |place| (&place.name, place.all));
+        let missing = || {
+            let tensor = self.theirs(stored_as).unwrap_or_else(|| stored_as.to_owned());
+            Error::corrupt(OPERATION, "the tensor is missing").with("tensor", tensor)
+        };
         let read = || {
-            let info = info?;
-            let mut bytes = read(&self.content, info, &self.path, self.size, name, shape)?;
+            let info = self.info(stored_as).ok_or_else(missing)?;
+            let whole = [&[all], &shape[1..]].concat();
+            let mut bytes = read(&self.content, info, &self.path, self.size, stored_as, &whole)?;
+            if let Some(Place { first, rows, .. }) = place {
+                // Rows are whole blocks.
+                let row = bytes.len() / all.max(1);
+                bytes = bytes[first * row..(first + rows) * row].to_vec();
+            }
             if let Some(heads) = self.interleaved.and_then(|[queries, keys]| heads_of(name, queries, keys)) {
                 bytes = halves(&bytes, heads, shape[0] / heads.max(1));
             }
@@ -131,8 +163,8 @@ fn bytes_of(info: &TensorInfo) -> Option<usize> {
     (elements(info)? / block).checked_mul(info.ggml_dtype.type_size())
 }
 
-/// The file's name of a tensor.
-fn theirs(name: &str) -> Option<String> {
+/// The file's name of a tensor, in a network with norms behind attention and feed-forward or without.
+fn theirs(name: &str, post_norms: bool) -> Option<String> {
     let whole = match name {
         "model.embed_tokens.weight" => "token_embd.weight",
         "model.norm.weight" => "output_norm.weight",
@@ -148,9 +180,12 @@ fn theirs(name: &str) -> Option<String> {
                 "self_attn.o_proj" => "attn_output",
                 "self_attn.q_norm" => "attn_q_norm",
                 "self_attn.k_norm" => "attn_k_norm",
-                "post_attention_layernorm" => "ffn_norm",
+                "self_attn.qkv_proj" => "attn_qkv",
+                "post_attention_layernorm" if post_norms => "post_attention_norm",
+                "post_attention_layernorm" | "pre_feedforward_layernorm" => "ffn_norm",
+                "post_feedforward_layernorm" => "post_ffw_norm",
                 "mlp.gate_proj" => "ffn_gate",
-                "mlp.up_proj" => "ffn_up",
+                "mlp.up_proj" | "mlp.gate_up_proj" => "ffn_up",
                 "mlp.down_proj" => "ffn_down",
                 _ => return None,
             };
@@ -197,8 +232,8 @@ mod tests {
 
     #[test]
     fn names_of_parts_that_are_not_known_are_none() {
-        assert_eq!(theirs("model.layers.3.self_attn.q_proj.bias").as_deref(), Some("blk.3.attn_q.bias"));
-        assert_eq!(theirs("model.layers.3.self_attn.rotary.weight"), None);
-        assert_eq!(theirs("score.weight"), None);
+        assert_eq!(theirs("model.layers.3.self_attn.q_proj.bias", false).as_deref(), Some("blk.3.attn_q.bias"));
+        assert_eq!(theirs("model.layers.3.self_attn.rotary.weight", false), None);
+        assert_eq!(theirs("score.weight", false), None);
     }
 }
