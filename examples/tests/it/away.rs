@@ -17,7 +17,6 @@ use hybrid_examples::{
     data::Decided,
     locations::Locations,
     quickstart::client::Client,
-    serving::Channels,
     site::Site,
     storefront::Storefront,
     train_job::{self, GoldenRef, TrainHandler, TrainJob, TrainOutcome},
@@ -36,12 +35,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The machine's clock, some days ahead.
 #[derive(Debug, Default)]
-pub(crate) struct Calendar {
+struct Calendar {
     days: AtomicU64,
 }
 
 impl Calendar {
-    pub(crate) fn turn_to(&self, day: u64) {
+    fn turn_to(&self, day: u64) {
         self.days.store(day, Ordering::SeqCst);
     }
 
@@ -72,10 +71,9 @@ struct Kitchen {
 
 impl Kitchen {
     async fn open(site: &Site) -> Self {
-        let channels = Channels::open(site).unwrap();
         let worker = Worker::builder(site.queue().await.unwrap(), site.store())
             .clock(site.clock())
-            .handler(TrainHandler::open(site, &channels, DeviceChoice::Cpu).unwrap())
+            .handler(TrainHandler::open(site, DeviceChoice::Cpu).unwrap())
             .build()
             .unwrap();
         let stop = Cancellation::new();
@@ -94,7 +92,7 @@ impl Kitchen {
     }
 }
 
-pub(crate) fn data(file: &str) -> std::path::PathBuf {
+fn data(file: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data/bakery").join(file)
 }
 

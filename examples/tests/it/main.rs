@@ -11,7 +11,6 @@ mod corpus;
 mod crash;
 #[cfg(feature = "lambda")]
 mod function;
-mod handlers;
 mod policy;
 mod programs;
 mod quickstart;

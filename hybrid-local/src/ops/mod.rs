@@ -8,6 +8,8 @@ mod composed;
 mod fused;
 mod kernels;
 mod optimiser;
+#[cfg(feature = "decoder")]
+pub(crate) mod packed;
 
 use std::sync::Arc;
 

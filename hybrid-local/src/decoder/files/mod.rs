@@ -22,7 +22,7 @@ use hybrid_core::{Error, Result};
 use tokenizers::Tokenizer;
 
 use super::{config::DecoderConfig, defaults::Defaults, template::Sources};
-use crate::{device::tensor_error, files::io_error};
+use crate::{device::tensor_error, files::io_error, ops::packed::Packed};
 
 const OPERATION: &str = "open decoder";
 
@@ -93,7 +93,9 @@ pub(crate) trait Weights: Debug + Send {
 pub(crate) enum Stored {
     /// Single precision.
     Dense(Tensor),
-    /// Blocks of a GGUF file.
+    /// Blocks of a GGUF file in the order of this crate's products, on the processor.
+    Packed(Arc<Packed>),
+    /// Blocks of a GGUF file as they are.
     Quantized(Arc<QTensor>),
 }
 
@@ -102,6 +104,9 @@ impl Stored {
     pub(crate) fn dense(self, device: &Device) -> Result<Tensor> {
         match self {
             Self::Dense(tensor) => Ok(tensor),
+            Self::Packed(blocks) => {
+                Tensor::from_vec(blocks.dequantize(), &blocks.shape()[..], device).map_err(tensor_error("read tensors"))
+            }
             Self::Quantized(blocks) => blocks.dequantize(device).map_err(tensor_error("read tensors")),
         }
     }

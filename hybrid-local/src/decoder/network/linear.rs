@@ -5,7 +5,10 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, quantized::QTensor};
 
 use super::product;
-use crate::decoder::files::Stored;
+use crate::{
+    decoder::files::Stored,
+    ops::packed::{Packed, product as packed_product},
+};
 
 /// `x Wᵀ + b`, whatever W is made of.
 #[derive(Clone, Debug)]
@@ -18,6 +21,8 @@ pub(super) struct Linear {
 enum Weight {
     /// `[out, in]`.
     Dense(Tensor),
+    /// `[out, in]` in blocks, for the processor.
+    Packed(Arc<Packed>),
     /// `[out, in]` in blocks; products take the input's rows to blocks of whole numbers.
     Quantized(Arc<QTensor>),
 }
@@ -26,6 +31,7 @@ impl Linear {
     pub(super) fn new(weight: Stored, bias: Option<Tensor>) -> Self {
         let weight = match weight {
             Stored::Dense(weight) => Weight::Dense(weight),
+            Stored::Packed(blocks) => Weight::Packed(blocks),
             Stored::Quantized(blocks) => Weight::Quantized(blocks),
         };
         Self { weight, bias }
@@ -34,6 +40,7 @@ impl Linear {
     /// `[rows, in]` gives `[rows, out]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let product = match &self.weight {
+            Weight::Packed(blocks) => packed_product(&x.contiguous()?, blocks)?,
             // In training.
             Weight::Dense(weight) if x.track_op() || weight.track_op() => product::dense(x, weight)?,
             Weight::Quantized(blocks) if x.track_op() => product::quantized(x, blocks)?,
@@ -60,6 +67,11 @@ impl Table {
     pub(super) fn rows(&self, tokens: &Tensor) -> Result<Tensor> {
         match &self.0 {
             Stored::Dense(table) => table.index_select(tokens, 0),
+            Stored::Packed(blocks) => Tensor::from_vec(
+                blocks.rows(&tokens.to_vec1()?),
+                (tokens.elem_count(), blocks.shape()[1]),
+                tokens.device(),
+            ),
             Stored::Quantized(blocks) => blocks.embedding(tokens),
         }
     }

@@ -26,6 +26,7 @@ use crate::{
         },
     },
     device::tensor_error,
+    ops::packed::Packed,
 };
 
 /// The tensors by the names of Hugging Face's files, read one by one when they are asked for.
@@ -68,12 +69,13 @@ impl Weights for Blocks {
     fn bytes(&self, name: &str) -> u64 {
         let bytes = |info: &TensorInfo| {
             let (elements, own) = (elements(info)? as u64, bytes_of(info)? as u64);
-            // On processors the tensor library keeps a copy of most blocks in the order of its kernels, of some with more room for a number.
-            Some(match info.ggml_dtype {
-                kind if plain(kind).is_some() => 4 * elements,
-                GgmlDType::Q5K | GgmlDType::Q6K => own + elements + elements / 8,
-                _ => 2 * own,
-            })
+            if plain(info.ggml_dtype).is_some() {
+                return Some(4 * elements);
+            }
+            let packed =
+                matrix(info.shape.dims()).and_then(|[rows, columns]| Packed::size(info.ggml_dtype, rows, columns));
+            // On processors the tensor library keeps a copy of other blocks in the order of its kernels.
+            Some(packed.unwrap_or(2 * own))
         };
         match self.place(name) {
             Some(Place { name, rows, all, .. }) => {
@@ -137,6 +139,11 @@ fn stored(kind: GgmlDType, bytes: Vec<u8>, shape: &[usize], device: &Device) -> 
         let values = kind.widen(&bytes);
         return Tensor::from_vec(values, shape, device).map(Stored::Dense).map_err(fail);
     }
+    if let Some([rows, columns]) = matrix(shape).filter(|_| device.is_cpu())
+        && let Some(packed) = Packed::pack(kind, &bytes, rows, columns)
+    {
+        return Ok(Stored::Packed(Arc::new(packed)));
+    }
     let storage = QStorage::from_data(bytes.into(), device, kind).map_err(fail)?;
     QTensor::new(storage, shape).map(|tensor| Stored::Quantized(Arc::new(tensor))).map_err(fail)
 }
@@ -148,6 +155,10 @@ fn plain(kind: GgmlDType) -> Option<Plain> {
         GgmlDType::BF16 => Some(Plain::Bf16),
         _ => None,
     }
+}
+
+fn matrix(shape: &[usize]) -> Option<[usize; 2]> {
+    shape.try_into().ok()
 }
 
 fn elements(info: &TensorInfo) -> Option<usize> {
