@@ -2,10 +2,11 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use clap::Parser;
-use hybrid_cloud::storefront::{Answers, Storefront};
+use async_trait::async_trait;
+use clap::{Parser, builder::BoolishValueParser};
+use hybrid_cloud::storefront::{Answers, ApiKeys, CredentialSource, Storefront};
 use hybrid_core::{
-    ChannelName, Clock, DatasetName, Document, IdSource, ModelName, Result, SystemClock, SystemIds, WriterId,
+    ChannelName, Clock, DatasetName, Document, Error, IdSource, ModelName, Result, SystemClock, SystemIds, WriterId,
     task::ClassifyRequest,
 };
 use hybrid_local::{Device, TextClassifierLoader};
@@ -40,6 +41,12 @@ pub struct Args {
     /// The lowest release that a cold start accepts: the floor document that a storefront with a disk keeps beside its models. Empty for any.
     #[arg(long, env = "HYBRID_FLOOR", default_value = "")]
     pub floor: String,
+    /// Let in whoever has one of these API keys: a document `{"format": "hybrid.api-keys/1", "keys": [record, …]}` of records that the command `apikey` makes.
+    #[arg(long, env = "HYBRID_API_KEYS", default_value = "", hide_env_values = true)]
+    pub api_keys: String,
+    /// Without keys, let in anyone. Judgments are then not taken: whoever sends them decides what the next version learns.
+    #[arg(long, env = "HYBRID_OPEN", value_parser = BoolishValueParser::new())]
+    pub open: bool,
     /// Send answers as they come: for a function URL with the invoke mode RESPONSE_STREAM.
     #[arg(long, env = "HYBRID_STREAMED")]
     pub streamed: bool,
@@ -50,6 +57,10 @@ pub struct Args {
 /// # Errors
 /// A variable that is missing or malformed, by name.
 pub async fn run(args: Args) -> Result<()> {
+    if args.api_keys.is_empty() && !args.open {
+        let message = "everyone on the internet could come in; set HYBRID_API_KEYS to the list of those who may, or HYBRID_OPEN=true to let in anyone";
+        return Err(Error::invalid("start function", message));
+    }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let ids = SystemIds::new(Arc::clone(&clock));
     make_folder(&args.site)?;
@@ -79,13 +90,27 @@ pub async fn run(args: Args) -> Result<()> {
     .await?;
     let backend = OnDemand::new(live, Arc::clone(&clock), Duration::from_secs(60));
 
-    // One sequence of segments for each instance, so that instances never meet.
-    let writer = WriterId::new(format!("function-{}", ids.next_uuid()))?;
-    let sink = WriteThrough::new(store, clock, writer, CaptureOptions::default());
-    let storefront = Storefront::builder()
-        .classify(args.model.as_str(), Arc::new(backend))
-        .judgments(Arc::new(sink), DatasetName::new(args.model.as_str())?)
-        .labels(LABELS)
-        .build()?;
+    let mut storefront = Storefront::builder().classify(args.model.as_str(), Arc::new(backend)).labels(LABELS);
+    if !args.api_keys.is_empty() {
+        let keys = ApiKeys::open(Arc::new(Given(args.api_keys)), Arc::clone(&clock)).await;
+        let keys = keys.map_err(|error| error.with("variable", "HYBRID_API_KEYS"))?;
+        // One sequence of segments for each instance, so that instances never meet.
+        let writer = WriterId::new(format!("function-{}", ids.next_uuid()))?;
+        let sink = WriteThrough::new(store, clock, writer, CaptureOptions::default());
+        let dataset = DatasetName::new(args.model.as_str())?;
+        storefront = storefront.authenticator(Arc::new(keys)).judgments(Arc::new(sink), dataset);
+    }
+    let storefront = storefront.build()?;
     storefront.serve_lambda(if args.streamed { Answers::Streamed } else { Answers::Whole }).await
+}
+
+/// Credentials that the configuration gives: the same until the next deployment.
+#[derive(Debug)]
+struct Given(String);
+
+#[async_trait]
+impl CredentialSource for Given {
+    async fn fetch(&self) -> Result<Vec<u8>> {
+        Ok(self.0.clone().into_bytes())
+    }
 }

@@ -1,6 +1,6 @@
 //! The kitchen: a worker that trains, judges, publishes and releases on its own schedule, on a machine you own, and labels files for customers.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use clap::Parser;
@@ -8,9 +8,10 @@ use hybrid_core::{Cancellation, Error, ErrorKind, Progress, ProgressEvent, Resul
 use hybrid_local::DeviceChoice;
 use hybrid_sync::worker::{JobContext, JobHandler, Resource, Worker, WorkerOptions};
 use serde::{Deserialize, Serialize};
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::{
-    label_job::LabelHandler, locations::Locations, log::say, renewal::renew_channels, site::Site,
+    label_job::LabelHandler, locations::Locations, log::say, renewal::renew_channels, serving::Channels, site::Site,
     train_job::TrainHandler,
 };
 
@@ -68,12 +69,13 @@ pub async fn run(args: Args) -> Result<()> {
     let progress: Arc<dyn Progress> = if args.events { Arc::new(EventLines) } else { Arc::new(LogLines) };
     let options =
         WorkerOptions { name: args.name, lease: Duration::from_millis(args.lease_ms), ..WorkerOptions::default() };
+    let channels = Channels::open(&site)?;
     let worker = Worker::builder(site.queue().await?, site.store())
         .clock(site.clock())
         .options(options)
         .progress(move |_job| Arc::clone(&progress))
-        .handler(Told { handler: TrainHandler::open(&site, args.device)?, events: args.events })
-        .handler(Told { handler: LabelHandler::open(&site, args.device)?, events: args.events })
+        .handler(Told { handler: TrainHandler::open(&site, &channels, args.device)?, events: args.events })
+        .handler(Told { handler: LabelHandler::open(&site, &channels, args.device)?, events: args.events })
         .build()?;
 
     let stop = Cancellation::new();
@@ -91,9 +93,36 @@ pub async fn run(args: Args) -> Result<()> {
         let (bucket, queue) = site.locations().described();
         say(std::io::stderr(), format_args!("ready: takes jobs from {queue} for {bucket}; stops on Ctrl-C"));
     }
-    let renewal = tokio::spawn(renew_channels(site, stop.clone()));
-    worker.run(stop).await;
-    renewal.await.map_err(|error| Error::internal("renew channels", "the task ended early").with_source(error))?
+    let renewal = tokio::spawn(renew_channels(channels, site.clock(), stop.clone()));
+    together(worker.run(stop.clone()), renewal, stop).await
+}
+
+/// Waits for work that ends when `stop` is raised, and for the renewal beside it. If that ends by itself the work is stopped too: a kitchen that no longer renews must
+/// not look well until its channels expire.
+async fn together(work: impl Future, mut renewal: JoinHandle<()>, stop: Cancellation) -> Result<()> {
+    let mut work = std::pin::pin!(work);
+    let ended = tokio::select! {
+        _ = &mut work => renewal.await,
+        ended = &mut renewal => {
+            if !stop.is_cancelled() {
+                tracing::error!(error = ?ended.as_ref().err(), "channels are no longer renewed; the kitchen stops");
+                stop.cancel();
+                work.await;
+                return Err(early(ended.err()));
+            }
+            work.await;
+            ended
+        }
+    };
+    ended.map_err(|error| early(Some(error)))
+}
+
+fn early(error: Option<JoinError>) -> Error {
+    let early = Error::internal("renew channels", "the task ended early; start the kitchen again");
+    match error {
+        Some(error) => early.with_source(error),
+        None => early,
+    }
 }
 
 /// A handler whose failures are told as events, beside what the worker makes of them.
@@ -178,5 +207,29 @@ impl Progress for LogLines {
             "{}",
             event.message
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_renewal_that_ends_by_itself_ends_the_kitchen_and_says_so() {
+        let stop = Cancellation::new();
+        let renewal = tokio::spawn(async { panic!("a bug") });
+        let ended = together(stop.clone().cancelled_owned(), renewal, stop.clone()).await.unwrap_err();
+        assert!(stop.is_cancelled() && ended.to_string().contains("renew channels"), "{ended}");
+
+        let (stop, until) = (Cancellation::new(), Cancellation::new());
+        let renewal = tokio::spawn(stop.clone().cancelled_owned());
+        until.cancel();
+        let asked = async {
+            until.cancelled().await;
+            stop.cancel();
+        };
+        together(asked, renewal, stop.clone()).await.unwrap();
     }
 }

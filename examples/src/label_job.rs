@@ -5,19 +5,19 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use hybrid_core::{
-    CallContext, ChannelName, Digest, Error, FileId, FileUpload, Files, ModelName, NewFile, RequestId, Result,
-    task::ClassifyRequest,
+    ArtifactStoreExt, CallContext, ChannelName, Digest, Document, Error, ErrorKind, FileId, FileUpload, Files,
+    ModelName, NewFile, RequestId, Result, task::ClassifyRequest,
 };
 use hybrid_local::{Device, DeviceChoice, TextClassifierLoader};
 use hybrid_sync::{
-    registry::{Namespace, Registry, Trust},
+    registry::Trust,
     worker::{JobContext, JobHandler},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
-    serving::Serving,
+    serving::{Channels, Serving},
     site::{Site, make_folder},
 };
 
@@ -45,29 +45,66 @@ pub struct Labelled {
     pub labels: BTreeMap<String, u64>,
 }
 
+/// The version that labels for a job: its first effect, so that every attempt labels with the same, whatever comes into service meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FixedVersion {
+    manifest: Digest,
+}
+
+impl Document for FixedVersion {
+    const FORMAT: &'static str = "hybrid.job-version";
+    const MAJOR: u32 = 1;
+}
+
 /// Labels files.
 #[derive(Debug)]
 pub struct LabelHandler {
-    registry: Registry,
+    channels: Channels,
     loader: TextClassifierLoader,
     trust: Trust,
     cache: PathBuf,
 }
 
 impl LabelHandler {
-    /// A handler with the keys and the cache of a site's kitchen.
+    /// A handler with the keys and the cache of a site's kitchen, which labels with what its `channels` have in service.
     ///
     /// # Errors
     /// As [`TrainHandler::open`](crate::train_job::TrainHandler::open).
-    pub fn open(site: &Site, device: DeviceChoice) -> Result<Self> {
+    pub fn open(site: &Site, channels: &Channels, device: DeviceChoice) -> Result<Self> {
         let cache = site.kitchen().join("models");
         make_folder(&cache)?;
         Ok(Self {
-            registry: Registry::new(site.store(), Namespace::root()),
+            channels: channels.clone(),
             loader: TextClassifierLoader::new(Device::open(device)?),
             trust: site.trust()?,
             cache,
         })
+    }
+
+    /// The version that labels for this job, fixed by the first attempt.
+    async fn version(&self, cx: &JobContext, model: ModelName) -> Result<Digest> {
+        let key = cx.effect_key("version")?;
+        let channel = (model, ChannelName::stable());
+        let fixed = match cx.store.get(&key).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let in_service = self.channels.in_service(&channel).await?;
+                let manifest = in_service
+                    .ok_or_else(|| Error::invalid("label messages", "no version of this model is in service"))?;
+                match cx.store.create(&key, FixedVersion { manifest }.encode()?).await {
+                    Ok(()) => return Ok(manifest),
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => cx.store.get(&key).await?,
+                    Err(error) => return Err(error),
+                }
+            }
+            found => found?,
+        };
+        let FixedVersion { manifest } = FixedVersion::decode(&fixed).map_err(|error| error.with("key", &key))?;
+        // Nobody has signed the effect: it counts for what the channel itself has had in service.
+        if self.channels.has_served(&channel, manifest).await? {
+            return Ok(manifest);
+        }
+        let message = "the version that the job was begun with was never in service";
+        Err(Error::untrusted("label messages", message).with("key", key).with("manifest", manifest))
     }
 }
 
@@ -82,10 +119,8 @@ impl JobHandler for LabelHandler {
         let files = Files::new(Arc::clone(&cx.store), Arc::clone(&cx.clock));
         let input = cx.job.input.ok_or_else(|| refuse("the order names no input_file_id"))?;
         let input = files.get(&cx.job.tenant, input).await?.ok_or_else(|| refuse("the file is there no more"))?;
-        let channel = ChannelName::stable();
-        let serving = (&model, &channel);
-        let serving = Serving::load(cx, &self.registry, serving, &self.trust, &self.cache, &self.loader).await?;
-        let serving = serving.ok_or_else(|| refuse("no version of this model is in service"))?;
+        let version = self.version(cx, model).await?;
+        let serving = Serving::load(cx, version, &self.trust, &self.cache, &self.loader).await?;
 
         let mut answers = Answers {
             call: call(cx)?,

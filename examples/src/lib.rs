@@ -4,6 +4,7 @@
 //! Read them in this order: [`locations`] and [`site`] (where things lie), [`storefront`], [`kitchen`], [`train_job`] (train, judge, publish, release),
 //! [`label_job`] (work that customers order) and [`quickstart`].
 
+pub mod aside;
 pub mod data;
 #[cfg(feature = "lambda")]
 pub mod function;

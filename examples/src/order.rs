@@ -11,10 +11,11 @@ use hybrid_core::{
 use hybrid_sync::job::{self, Job};
 
 use crate::{
+    aside::set_aside,
     locations::Locations,
     log::say,
     site::Site,
-    train_job::{GoldenRef, TrainJob, set_aside, store_golden},
+    train_job::{GoldenRef, TrainJob, store_golden},
 };
 
 /// Orders a training over all judgments so far. A kitchen carries it out whenever it is there.

@@ -2,50 +2,57 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use hybrid_core::{Cancellation, ChannelName, ModelName, Result, Signer};
-use hybrid_sync::registry::{ChannelReader, FileFloor, Namespace, Registry, Renewer};
-use tokio::task::JoinSet;
+use futures_util::{StreamExt, stream};
+use hybrid_core::{Cancellation, Clock, Result};
+use hybrid_sync::registry::Head;
 
-use crate::{
-    site::{Site, make_folder},
-    train_job::VALID_FOR,
-};
+use crate::serving::{ChannelId, Channels};
 
-/// How soon a new channel is noticed.
+/// Between two looks at all channels.
 const LOOK_EVERY: Duration = Duration::from_secs(60 * 60);
+/// Channels that are looked at side by side, so that one that answers slowly holds up no other.
+const AT_ONCE: usize = 8;
 
-/// Renews each channel of the site's registry when half of its statement's time is over, until `stop` is raised.
-///
-/// # Errors
-/// A key or a folder that cannot be opened; what goes wrong later is logged and tried again.
-pub async fn renew_channels(site: Site, stop: Cancellation) -> Result<()> {
-    let signer: Arc<dyn Signer> = Arc::new(site.signers()?.1);
-    let trust = site.trust()?;
-    let registry = Registry::new(site.store(), Namespace::root());
-    let floors = site.kitchen().join("floors");
-    let mut known = BTreeSet::<(ModelName, ChannelName)>::new();
-    let mut renewers = JoinSet::new();
-    while !stop.is_cancelled() {
-        let channels = registry.channels().await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "the channels were not listed");
-            Vec::new()
-        });
-        for channel in channels {
-            let name = (channel.model().clone(), channel.name().clone());
-            if !known.insert(name.clone()) {
-                continue;
+/// Looks at each channel of the site's registry every hour until `stop` is raised, and renews it when half of its statement's time is over. What goes wrong with one
+/// is logged, and tried again at the next look; the others notice nothing.
+pub async fn renew_channels(channels: Channels, clock: Arc<dyn Clock>, stop: Cancellation) {
+    let mut known = BTreeSet::new();
+    let watch = async {
+        loop {
+            // Without a listing, those that were listed before.
+            match channels.list().await {
+                Ok(listed) => known.extend(listed),
+                Err(error) => tracing::warn!(%error, "the channels were not listed; those known are renewed"),
             }
-            let folder = floors.join(name.0.as_str());
-            make_folder(&folder)?;
-            let floor = Arc::new(FileFloor::new(folder.join(format!("{}.json", name.1))));
-            let reader = ChannelReader::open(channel, &trust, floor, site.clock()).await?;
-            renewers.spawn(Renewer::new(reader, Arc::clone(&signer), VALID_FOR).run(site.clock(), stop.clone()));
+            for ((model, channel), renewed) in renew_each(&channels, known.iter().cloned()).await {
+                match renewed {
+                    Ok(Some(head)) => {
+                        let statement = &head.statement;
+                        tracing::info!(%model, %channel, seq = statement.seq, expires = %statement.expires, "a channel is renewed");
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::warn!(%model, %channel, %error, "a channel was not renewed; tried again in an hour")
+                    }
+                }
+            }
+            clock.sleep(LOOK_EVERY).await;
         }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = site.clock().sleep(LOOK_EVERY) => {}
-        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = watch => {}
     }
-    while renewers.join_next().await.is_some() {}
-    Ok(())
+}
+
+/// Renews those of the channels whose time has come; says of each what came of it.
+pub async fn renew_each(
+    channels: &Channels,
+    ids: impl IntoIterator<Item = ChannelId>,
+) -> Vec<(ChannelId, Result<Option<Head>>)> {
+    let renew = async |id: ChannelId| {
+        let renewed = channels.renew(&id).await;
+        (id, renewed)
+    };
+    stream::iter(ids).map(renew).buffered(AT_ONCE).collect().await
 }

@@ -99,8 +99,9 @@ impl Site {
         let open = |name: &str| {
             let signer = FileSigner::open_or_generate(&self.keys().join(format!("{name}.pem")))?;
             let public = self.public_key(name);
-            if !public.exists() {
-                std::fs::write(&public, signer.public_key_pem())
+            // Compared and not only looked for: one that a power cut has left empty is written again.
+            if std::fs::read(&public).ok().as_deref() != Some(signer.public_key_pem().as_bytes()) {
+                write_whole(&public, signer.public_key_pem().as_bytes())
                     .map_err(|error| io("write public key", &public, error))?;
             }
             Ok::<_, Error>(signer)
@@ -115,16 +116,21 @@ impl Site {
     /// [`NotFound`](ErrorKind::NotFound) that names the files to bring here, and those of [`signers`](Self::signers).
     pub fn trust(&self) -> Result<Trust> {
         let (builder, release) = (self.public_key("builder"), self.public_key("release"));
-        if !(builder.exists() && release.exists()) {
-            if self.locations.artifacts.is_some() {
-                let message = "the kitchen's public keys are not here; copy both files from the kitchen's folder of keys, or start it here first";
-                return Err(Error::not_found("read public keys", message)
-                    .with("builder", builder.display())
-                    .with("release", release.display()));
+        let read =
+            || Ok(Trust { builders: vec![PublicKey::open(&builder)?], releases: vec![PublicKey::open(&release)?] });
+        match read() {
+            Err(_) if self.locations.artifacts.is_none() => {
+                self.signers()?;
+                read()
             }
-            self.signers()?;
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let message = "the kitchen's public keys are not here; copy both files from the kitchen's folder of keys, or start it here first";
+                Err(Error::not_found("read public keys", message)
+                    .with("builder", builder.display())
+                    .with("release", release.display()))
+            }
+            trust => trust,
         }
-        Ok(Trust { builders: vec![PublicKey::open(&builder)?], releases: vec![PublicKey::open(&release)?] })
     }
 
     fn public_key(&self, name: &str) -> PathBuf {
@@ -160,6 +166,20 @@ impl Site {
     pub fn keys(&self) -> PathBuf {
         self.root.join("keys")
     }
+}
+
+/// Puts a file in place whole, or not at all.
+fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    #[cfg(unix)]
+    file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    #[cfg(unix)]
+    File::open(folder)?.sync_all()?;
+    Ok(())
 }
 
 /// Creates a folder with its parents.

@@ -21,20 +21,23 @@ use hybrid_local::{
     evaluation::{Contender, Evaluator, EvaluatorOptions, GoldenSet, Report},
 };
 use hybrid_sync::{
-    job::{JobResult, Outcome, read_result},
-    registry::{Draft, FileSigner, Namespace, PublishOptions, Registry, Release, Trust, hold_versions, prune_cache},
+    job::read_result,
+    registry::{Draft, FileSigner, PublishOptions, Release, Trust, hold_versions, prune_cache},
     worker::{JobContext, JobHandler, Resource},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    aside::Aside,
     quickstart::summary::VersionRow,
-    serving::Serving,
+    serving::{ChannelId, Channels, Serving, registry_of},
     site::{Site, io, make_folder},
 };
 
 /// How long a release stays valid unless it is renewed.
 pub const VALID_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Under which a manifest's metadata name the report that its verdict is taken from.
+const REPORT: &str = "report";
 
 /// What a training job asks for. Everything that decides its outcome is fixed in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,6 +97,8 @@ pub struct TrainOutcome {
     pub version: u64,
     /// The verdict with its figures.
     pub verdict: VerdictRecord,
+    /// The report that the verdict is taken from, as JSON; the same for people lies beside it, with `md` for `json`.
+    pub report: Key,
     /// The version's manifest, if it was published.
     pub manifest: Option<Digest>,
     /// A digest over the candidate's files: the same data and plan give the same.
@@ -132,34 +137,10 @@ impl TrainOutcome {
     }
 }
 
-/// The segments that taught a refused version of a model and are not to be learnt from again: what the results of its training jobs say.
-///
-/// # Errors
-/// Those of the store.
-pub async fn set_aside(store: &dyn ArtifactStore, tenant: &TenantId, model: &ModelName) -> Result<BTreeSet<Key>> {
-    let mut set_aside = BTreeSet::new();
-    for meta in store.list_all(&format!("t/{tenant}/jobs/")).await? {
-        if !meta.key.as_str().ends_with("/result") {
-            continue;
-        }
-        let result = JobResult::decode(&store.get(&meta.key).await?).map_err(|error| error.with("key", &meta.key))?;
-        let (TrainHandler::KIND, Outcome::Success(value)) = (result.kind.as_str(), result.outcome) else { continue };
-        let outcome: TrainOutcome = serde_json::from_value(value).map_err(|error| {
-            Error::corrupt("read history", "a training job's result has another shape")
-                .with("key", &meta.key)
-                .with_source(error)
-        })?;
-        if outcome.model == *model {
-            set_aside.extend(outcome.set_aside);
-        }
-    }
-    Ok(set_aside)
-}
-
 /// Carries out training jobs.
 #[derive(Debug)]
 pub struct TrainHandler {
-    registry: Registry,
+    channels: Channels,
     trainer: TextClassifierTrainer,
     loader: TextClassifierLoader,
     evaluator: Evaluator<hybrid_local::evaluation::LabelScorer>,
@@ -171,11 +152,11 @@ pub struct TrainHandler {
 }
 
 impl TrainHandler {
-    /// A handler with the keys, folders and bucket of a site.
+    /// A handler with the keys and folders of a site, which judges against what its `channels` have in service.
     ///
     /// # Errors
     /// A device that is not there, a key that cannot be read or made, a folder that cannot be made.
-    pub fn open(site: &Site, device: DeviceChoice) -> Result<Self> {
+    pub fn open(site: &Site, channels: &Channels, device: DeviceChoice) -> Result<Self> {
         let device = Device::open(device)?;
         let (builder, release) = site.signers()?;
         let trust = site.trust()?;
@@ -183,7 +164,7 @@ impl TrainHandler {
         make_folder(&cache)?;
         make_folder(&scratch)?;
         Ok(Self {
-            registry: Registry::new(site.store(), Namespace::root()),
+            channels: channels.clone(),
             trainer: TextClassifierTrainer::new(device.clone()),
             loader: TextClassifierLoader::new(device),
             evaluator: Evaluator::classify(EvaluatorOptions::default())?,
@@ -195,30 +176,98 @@ impl TrainHandler {
         })
     }
 
-    /// The version that an earlier attempt of this job has released, if it has come so far.
-    async fn released(&self, cx: &JobContext, job: &TrainJob) -> Result<Option<Manifest>> {
-        let channel = self.registry.channel(&job.plan.model, &job.channel);
+    /// What an earlier attempt of this job has come to, if it has released its candidate or refused it. Either stands.
+    async fn decided(&self, cx: &JobContext, job: &TrainJob) -> Result<Option<Decision>> {
+        let registry = registry_of(cx);
+        let channel = registry.channel(&job.plan.model, &job.channel);
         let nonce = cx.job.id.to_string();
-        let history = channel.history(&self.trust.releases).await?;
-        match history.iter().rev().find(|head| head.statement.nonce == nonce) {
-            Some(head) => self.registry.manifest(head.statement.manifest).await.map(Some),
-            None => Ok(None),
+        let history = channel.history(self.channels.releases()).await?;
+        if let Some(head) = history.iter().rev().find(|head| head.statement.nonce == nonce) {
+            let digest = head.statement.manifest;
+            let mut manifest = registry.manifest(digest).await?;
+            let lacks = |message: &'static str| Error::corrupt("read version", message).with("manifest", digest);
+            let report = manifest.metadata.remove(REPORT).ok_or_else(|| lacks("a released version names no report"))?;
+            let verdict = manifest.verdict.ok_or_else(|| lacks("a released version has no verdict"))?;
+            return Ok(Some(Decision::promoted(verdict, Key::new(report)?, digest, 0)));
+        }
+        let Some(Aside { report, segments }) = Aside::of(cx, &job.plan.model).await? else { return Ok(None) };
+        let verdict =
+            Report::decode(&cx.store.get(&report).await?).map_err(|error| error.with("key", &report))?.record();
+        Ok(Some(Decision { set_aside: segments, ..Decision::kept(verdict, report) }))
+    }
+
+    /// Judges the candidate against what is in service now, and does what the verdict says. If another version comes into service before the release, the release is
+    /// refused and the job judges again.
+    async fn decide(
+        &self,
+        cx: &JobContext,
+        job: &TrainJob,
+        candidate: &Candidate,
+        weights: Digest,
+    ) -> Result<Decision> {
+        let incumbent = self.incumbent(cx, job).await?;
+        let (key, report) = self.judge(cx, job, candidate, weights, incumbent.as_ref()).await?;
+        let verdict = report.record();
+        match verdict.verdict {
+            Verdict::Promote => {
+                let base = incumbent.as_ref().map(|incumbent| incumbent.digest);
+                let (manifest, moved) = self.release(cx, job, candidate, (verdict.clone(), &key), base).await?;
+                Ok(Decision::promoted(verdict, key, manifest, moved))
+            }
+            Verdict::Refuse(_) => {
+                let learnt: BTreeSet<Key> =
+                    job.plan.dataset.segments.iter().map(|segment| segment.key.clone()).collect();
+                let known = incumbent.iter().flat_map(|incumbent| &incumbent.manifest.lineage.plan.dataset.segments);
+                let known: BTreeSet<Key> = known.map(|segment| segment.key.clone()).collect();
+                let aside = Aside { report: key.clone(), segments: &learnt - &known };
+                aside.create(cx, &job.plan.model).await?;
+                Ok(Decision { set_aside: aside.segments, ..Decision::kept(verdict, key) })
+            }
+            _ => Ok(Decision::kept(verdict, key)),
         }
     }
 
     async fn incumbent(&self, cx: &JobContext, job: &TrainJob) -> Result<Option<Serving>> {
-        let serving = (&job.plan.model, &job.channel);
-        let serving = Serving::load(cx, &self.registry, serving, &self.trust, &self.cache, &self.loader).await?;
-        if let Some(serving) = &serving {
-            // The kitchen needs no version but the one in service: the cache keeps that and lets the others go.
-            hold_versions(&self.cache, "kitchen", &[serving.digest]).await?;
-            prune_cache(&self.cache).await?;
-        }
-        Ok(serving)
+        let Some(digest) = self.channels.in_service(&channel_of(job)).await? else { return Ok(None) };
+        let serving = Serving::load(cx, digest, &self.trust, &self.cache, &self.loader).await?;
+        // The kitchen needs no version but the one in service: the cache keeps that and lets the others go.
+        hold_versions(&self.cache, "kitchen", &[serving.digest]).await?;
+        prune_cache(&self.cache).await?;
+        Ok(Some(serving))
     }
 
-    /// Judges a candidate before it has a manifest of its own.
+    /// The report on this candidate against this incumbent, and its key. One that an earlier attempt has written is the one that counts.
     async fn judge(
+        &self,
+        cx: &JobContext,
+        job: &TrainJob,
+        candidate: &Candidate,
+        weights: Digest,
+        incumbent: Option<&Serving>,
+    ) -> Result<(Key, Report)> {
+        let against = incumbent.map_or_else(|| "nothing".to_owned(), |incumbent| incumbent.digest.to_string());
+        let name = format!("reports/{weights}-against-{against}");
+        let key = cx.effect_key(&format!("{name}.json"))?;
+        let written = match cx.store.get(&key).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let report = self.evaluate(cx, job, candidate, incumbent).await?.encode()?;
+                match cx.store.create(&key, report.clone()).await {
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => cx.store.get(&key).await?,
+                    created => created.map(|()| report)?,
+                }
+            }
+            found => found?,
+        };
+        let report = Report::decode(&written).map_err(|error| error.with("key", &key))?;
+        match cx.store.create(&cx.effect_key(&format!("{name}.md"))?, report.to_markdown().into()).await {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        Ok((key, report))
+    }
+
+    /// Measures a candidate before it has a manifest of its own.
+    async fn evaluate(
         &self,
         cx: &JobContext,
         job: &TrainJob,
@@ -271,24 +320,13 @@ impl TrainHandler {
         Ok(())
     }
 
-    async fn report(&self, cx: &JobContext, report: &Report) -> Result<()> {
-        for (name, bytes) in [("report.json", report.encode()?), ("report.md", report.to_markdown().into())] {
-            match cx.store.create(&cx.effect_key(name)?, bytes).await {
-                // An earlier attempt has written it.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                other => other?,
-            }
-        }
-        Ok(())
-    }
-
     /// Publishes the candidate and puts it in service.
     async fn release(
         &self,
         cx: &JobContext,
         job: &TrainJob,
         candidate: &Candidate,
-        verdict: VerdictRecord,
+        (verdict, report): (VerdictRecord, &Key),
         incumbent: Option<Digest>,
     ) -> Result<(Digest, u64)> {
         let why = format!("version {}: {}", job.version, verdict.verdict);
@@ -302,7 +340,10 @@ impl TrainHandler {
             lineage: self.lineage(job, candidate),
             verdict,
             // No timings: a retry must end with the same manifest.
-            metadata: BTreeMap::from([("job".to_owned(), cx.job.id.to_string())]),
+            metadata: BTreeMap::from([
+                ("job".to_owned(), cx.job.id.to_string()),
+                (REPORT.to_owned(), report.to_string()),
+            ]),
             base: incumbent,
         };
         let options = PublishOptions {
@@ -310,10 +351,14 @@ impl TrainHandler {
             cancel: cx.cancel.clone(),
             ..PublishOptions::new(cx.job.id.to_string(), cx.job.submitted)
         };
-        let published = self.registry.publish(draft, &self.builder, options).await?;
+        // Over the job's own store: whoever has lost the lease publishes nothing and releases nothing.
+        let registry = registry_of(cx);
+        let published = registry.publish(draft, &self.builder, options).await?;
         let release = Release { manifest: published.manifest, incumbent, why, nonce: cx.job.id.to_string() };
-        let channel = self.registry.channel(&job.plan.model, &job.channel);
+        let channel = registry.channel(&job.plan.model, &job.channel);
         channel.append(release, &self.release, cx.clock.now(), VALID_FOR).await?;
+        // Accepted while it is fresh: a kitchen that was away until it had expired would not know its own release.
+        self.channels.in_service(&channel_of(job)).await?;
         Ok((published.manifest, published.bytes_moved))
     }
 }
@@ -330,7 +375,7 @@ impl JobHandler for TrainHandler {
 
     async fn run(&self, cx: &JobContext, job: TrainJob) -> Result<TrainOutcome> {
         self.sweep(cx).await?;
-        let done = self.released(cx, &job).await?;
+        let decided = self.decided(cx, &job).await?;
         let scratch = self.scratch.join(cx.job.id.to_string());
         make_folder(&scratch)?;
         let run = TrainRun {
@@ -344,45 +389,38 @@ impl JobHandler for TrainHandler {
         let candidate = self.trainer.train(&job.plan, &run).await?;
         let train_seconds = cx.clock.monotonic().since(start).as_secs_f64();
         let weights = weights_digest(&candidate)?;
-        let outcome = |verdict, manifest, bytes_moved, set_aside| TrainOutcome {
-            model: job.plan.model.clone(),
-            version: job.version,
-            verdict,
-            manifest,
-            weights,
-            train_seconds,
-            bytes_moved,
-            set_aside,
+        let decision = match decided {
+            Some(decided) => decided,
+            None => self.decide(cx, &job, &candidate, weights).await?,
         };
-        if let Some(manifest) = done {
-            let digest = Digest::of(&manifest.encode()?);
-            let verdict =
-                manifest.verdict.ok_or_else(|| Error::corrupt("read version", "a released version has no verdict"))?;
-            return Ok(outcome(verdict, Some(digest), 0, BTreeSet::new()));
-        }
-
-        // Judged against what is in service now; if that changes before the release, the release is refused and the job judges again.
-        let incumbent = self.incumbent(cx, &job).await?;
-        let report = self.judge(cx, &job, &candidate, incumbent.as_ref()).await?;
-        self.report(cx, &report).await?;
-        let verdict = report.record();
-        let done = match verdict.verdict {
-            Verdict::Promote => {
-                let base = incumbent.as_ref().map(|incumbent| incumbent.digest);
-                let (manifest, bytes_moved) = self.release(cx, &job, &candidate, verdict.clone(), base).await?;
-                outcome(verdict, Some(manifest), bytes_moved, BTreeSet::new())
-            }
-            Verdict::Refuse(_) => {
-                let learnt: BTreeSet<Key> =
-                    job.plan.dataset.segments.iter().map(|segment| segment.key.clone()).collect();
-                let known = incumbent.iter().flat_map(|incumbent| &incumbent.manifest.lineage.plan.dataset.segments);
-                let known: BTreeSet<Key> = known.map(|segment| segment.key.clone()).collect();
-                outcome(verdict, None, 0, &learnt - &known)
-            }
-            _ => outcome(verdict, None, 0, BTreeSet::new()),
-        };
-        Ok(done)
+        let Decision { verdict, report, manifest, bytes_moved, set_aside } = decision;
+        let (model, version) = (job.plan.model, job.version);
+        Ok(TrainOutcome { model, version, verdict, report, manifest, weights, train_seconds, bytes_moved, set_aside })
     }
+}
+
+/// What a job comes to once its candidate is judged.
+struct Decision {
+    verdict: VerdictRecord,
+    report: Key,
+    manifest: Option<Digest>,
+    bytes_moved: u64,
+    set_aside: BTreeSet<Key>,
+}
+
+impl Decision {
+    /// Nothing changes.
+    fn kept(verdict: VerdictRecord, report: Key) -> Self {
+        Self { verdict, report, manifest: None, bytes_moved: 0, set_aside: BTreeSet::new() }
+    }
+
+    fn promoted(verdict: VerdictRecord, report: Key, manifest: Digest, bytes_moved: u64) -> Self {
+        Self { manifest: Some(manifest), bytes_moved, ..Self::kept(verdict, report) }
+    }
+}
+
+fn channel_of(job: &TrainJob) -> ChannelId {
+    (job.plan.model.clone(), job.channel.clone())
 }
 
 fn files_of(candidate: &Candidate) -> Result<&[CandidateFile]> {

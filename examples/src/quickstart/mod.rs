@@ -224,7 +224,7 @@ impl Run {
         let (bucket, queue) = self.site.locations().described();
         self.show.line(format!(
             "\nLook around in {bucket}\n  channels/   what was in service when, signed\n  manifests/  each version: files, lineage, verdict\n  \
-             t/default/  judgments, job results, evaluation reports (report.md)\nThe queue is {queue}"
+             t/default/  judgments, job results, evaluation reports (reports/*.md)\nThe queue is {queue}"
         ));
         Ok(summary)
     }

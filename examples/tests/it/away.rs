@@ -17,6 +17,7 @@ use hybrid_examples::{
     data::Decided,
     locations::Locations,
     quickstart::client::Client,
+    serving::Channels,
     site::Site,
     storefront::Storefront,
     train_job::{self, GoldenRef, TrainHandler, TrainJob, TrainOutcome},
@@ -35,12 +36,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The machine's clock, some days ahead.
 #[derive(Debug, Default)]
-struct Calendar {
+pub(crate) struct Calendar {
     days: AtomicU64,
 }
 
 impl Calendar {
-    fn turn_to(&self, day: u64) {
+    pub(crate) fn turn_to(&self, day: u64) {
         self.days.store(day, Ordering::SeqCst);
     }
 
@@ -71,9 +72,10 @@ struct Kitchen {
 
 impl Kitchen {
     async fn open(site: &Site) -> Self {
+        let channels = Channels::open(site).unwrap();
         let worker = Worker::builder(site.queue().await.unwrap(), site.store())
             .clock(site.clock())
-            .handler(TrainHandler::open(site, DeviceChoice::Cpu).unwrap())
+            .handler(TrainHandler::open(site, &channels, DeviceChoice::Cpu).unwrap())
             .build()
             .unwrap();
         let stop = Cancellation::new();
@@ -92,7 +94,7 @@ impl Kitchen {
     }
 }
 
-fn data(file: &str) -> std::path::PathBuf {
+pub(crate) fn data(file: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data/bakery").join(file)
 }
 

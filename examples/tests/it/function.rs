@@ -17,7 +17,9 @@ use axum::{
     routing::{get, post},
 };
 use base64::Engine;
-use hybrid_core::{ArtifactStoreExt, DatasetName, DatasetRef, TenantId};
+use hybrid_cloud::storefront::{KeyList, NewKey};
+use hybrid_core::{ArtifactStoreExt, Clock, DatasetName, DatasetRef, Document, SystemClock, TenantId};
+use hybrid_examples::{locations::Locations, site::Site};
 use hybrid_local::FolderStore;
 use serde_json::{Value, json};
 use tokio::{
@@ -66,6 +68,7 @@ struct Function {
 }
 
 impl Function {
+    /// A function that lets anyone in, unless `more` has a list of keys.
     async fn start(site: &Path, more: &[(&str, String)]) -> Self {
         let (events, receiver) = mpsc::channel(1);
         let service = Arc::new(Service { events: Turn::new(receiver), waiting: Mutex::default() });
@@ -77,32 +80,42 @@ impl Function {
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });
 
+        let mut program = Self::program(site);
+        program.env("AWS_LAMBDA_RUNTIME_API", address.to_string()).env("HYBRID_OPEN", "true");
+        program.envs(more.iter().map(|(name, value)| (name, value)));
+        let process = program.spawn().unwrap();
+        Self { service, events, invocations: 0, _process: process }
+    }
+
+    /// The program with what the service and the site say to it, and nothing about who may come in.
+    fn program(site: &Path) -> Command {
         let key = |name: &str| std::fs::read_to_string(site.join("keys").join(name)).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_storefront-lambda"))
-            .env("AWS_LAMBDA_RUNTIME_API", address.to_string())
+        let mut program = Command::new(env!("CARGO_BIN_EXE_storefront-lambda"));
+        program
             .env("AWS_LAMBDA_FUNCTION_NAME", "f")
             .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "1024")
             .env("AWS_LAMBDA_FUNCTION_VERSION", "1")
-            .env("HYBRID_SITE", folder.keep())
+            .env("HYBRID_SITE", tempfile::tempdir().unwrap().keep())
             .env("HYBRID_ARTIFACTS", format!("file://{}", site.join("artifacts").display()))
             .env("HYBRID_BUILDER_KEY", key("builder.pub.pem"))
             .env("HYBRID_RELEASE_KEY", key("release.pub.pem"))
-            .envs(more.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        Self { service, events, invocations: 0, _process: process }
+            .kill_on_drop(true);
+        program
     }
 
     /// One request as an HTTP API sends it: status and body.
     async fn call(&mut self, method: &str, path: &str, body: Option<Value>) -> (u64, Value) {
+        self.call_as("", method, path, body).await
+    }
+
+    /// The same with an API key.
+    async fn call_as(&mut self, key: &str, method: &str, path: &str, body: Option<Value>) -> (u64, Value) {
         self.invocations += 1;
         let id = format!("00000000-0000-0000-0000-{:012}", self.invocations);
         let (sender, answer) = oneshot::channel();
         self.service.waiting.lock().unwrap().insert(id.clone(), sender);
-        let event = json!({
+        let mut event = json!({
             "version": "2.0", "routeKey": "$default", "rawPath": path, "rawQueryString": "",
             "headers": { "content-type": "application/json", "host": "abc.execute-api.eu-central-1.amazonaws.com" },
             "requestContext": {
@@ -113,6 +126,9 @@ impl Function {
             },
             "body": body.map(|body| body.to_string()), "isBase64Encoded": false,
         });
+        if !key.is_empty() {
+            event["headers"]["authorization"] = format!("Bearer {key}").into();
+        }
         self.events.send((id, event)).await.unwrap();
         let answered = tokio::time::timeout(Duration::from_secs(60), answer).await.expect("the function is silent");
         let (status, answer) = answered.unwrap();
@@ -133,14 +149,22 @@ fn site() -> tempfile::TempDir {
     site
 }
 
+/// A key of a tenant, and the list that knows it, as the function's environment has it.
+fn key(tenant: &TenantId) -> (String, (&'static str, String)) {
+    let key = NewKey::generate(tenant.clone(), "shop", SystemClock.now()).unwrap();
+    let list = KeyList { keys: vec![key.record().clone()] }.encode().unwrap();
+    (key.reveal().to_owned(), ("HYBRID_API_KEYS", String::from_utf8(list.into()).unwrap()))
+}
+
 #[tokio::test]
 async fn a_function_serves_what_the_channel_names_and_acknowledges_what_is_in_the_bucket() {
     let site = site();
-    let mut function = Function::start(site.path(), &[]).await;
+    let (key, keys) = key(&TenantId::single());
+    let mut function = Function::start(site.path(), &[keys]).await;
     assert_eq!(function.call("GET", "/healthz", None).await.0, 200);
 
-    let (status, answer) =
-        function.call("POST", "/v1/classify", Some(json!({ "input": "Do your rolls contain sesame?" }))).await;
+    let question = json!({ "input": "Do your rolls contain sesame?" });
+    let (status, answer) = function.call_as(&key, "POST", "/v1/classify", Some(question)).await;
     assert_eq!((status, answer["version"].as_u64()), (200, Some(2)), "{answer}");
     assert!(answer["results"][0]["label"].is_string());
 
@@ -152,11 +176,11 @@ async fn a_function_serves_what_the_channel_names_and_acknowledges_what_is_in_th
     };
     let before = dataset().await.len();
     let judgment = json!({ "input": "Is the function open on Sundays?", "label": "hours" });
-    assert_eq!(function.call("POST", "/v1/judgments", Some(judgment)).await.0, 201);
+    assert_eq!(function.call_as(&key, "POST", "/v1/judgments", Some(judgment)).await.0, 201);
     let after = dataset().await;
     assert_eq!(after.len(), before + 1);
     assert!(after.iter().any(|judgment| judgment.input["text"] == "Is the function open on Sundays?"));
-    assert_eq!(function.call("POST", "/v1/classify", Some(json!({ "inputs": 1 }))).await.0, 400);
+    assert_eq!(function.call_as(&key, "POST", "/v1/classify", Some(json!({ "inputs": 1 }))).await.0, 400);
     assert!(
         store
             .list_all("t/default/datasets/bakery/")
@@ -165,6 +189,29 @@ async fn a_function_serves_what_the_channel_names_and_acknowledges_what_is_in_th
             .iter()
             .any(|meta| meta.key.as_str().contains("/function-"))
     );
+}
+
+#[tokio::test]
+async fn nobody_without_a_key_decides_what_the_next_version_learns() {
+    let site = tempfile::tempdir().unwrap();
+    Site::open(&Locations::folder(site.path())).await.unwrap().signers().unwrap();
+    let judgment = || Some(json!({ "input": "Is the function open on Sundays?", "label": "hours" }));
+    let (_, keys) = key(&TenantId::single());
+    let mut function = Function::start(site.path(), &[keys]).await;
+    let (stranger, _) = key(&TenantId::single());
+    for key in ["", &stranger, "hk_"] {
+        assert_eq!(function.call_as(key, "POST", "/v1/judgments", judgment()).await.0, 401, "{key}");
+        let question = Some(json!({ "input": "Are you open?" }));
+        assert_eq!(function.call_as(key, "POST", "/v1/classify", question).await.0, 401, "{key}");
+    }
+    // Who lets anyone in takes judgments from nobody.
+    let mut function = Function::start(site.path(), &[]).await;
+    assert_eq!(function.call("POST", "/v1/judgments", judgment()).await.0, 404);
+    assert!(!site.path().join("artifacts/t").exists());
+    // And nobody opens it by leaving something out.
+    let started = Function::program(site.path()).env("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1").output().await.unwrap();
+    let said = String::from_utf8_lossy(&started.stderr).into_owned();
+    assert!(!started.status.success() && said.contains("HYBRID_API_KEYS") && said.contains("HYBRID_OPEN"), "{said}");
 }
 
 #[tokio::test]

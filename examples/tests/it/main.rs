@@ -11,6 +11,7 @@ mod corpus;
 mod crash;
 #[cfg(feature = "lambda")]
 mod function;
+mod handlers;
 mod policy;
 mod programs;
 mod quickstart;

@@ -5,7 +5,7 @@ use hybrid_core::{
     CollectionName, Record, RecordKey, RecordOrder, RecordPage, RecordQuery, RecordVersion, TenantId, Timestamp,
     prefix_end,
 };
-use rusqlite::{Connection, OptionalExtension, Row, ffi};
+use rusqlite::{Connection, OptionalExtension, Row, ffi, types::Value};
 
 use super::super::database::Format;
 
@@ -96,23 +96,17 @@ pub(super) fn page(
     bytes: usize,
 ) -> rusqlite::Result<RecordPage> {
     let RecordQuery { prefix, after, before, order, limit } = query;
-    let direction = match order {
-        RecordOrder::Ascending => "ASC",
-        RecordOrder::Descending => "DESC",
-    };
-    // The range narrows what is read; the exact prefix is checked below, since no text is the least above all that start with it.
-    let mut select = db.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM records
-         WHERE tenant = ?1 AND collection = ?2 AND key >= ?3 AND key > ?4 AND (?5 IS NULL OR key < ?5)
-             AND (expires IS NULL OR expires > ?6) ORDER BY key {direction}"
-    ))?;
-    let after = after.as_ref().map_or("", RecordKey::as_str);
+    let after = after.as_ref().map(RecordKey::as_str).filter(|after| *after >= prefix.as_str());
     let before = before.as_ref().map(RecordKey::as_str);
     let upper = match (before, prefix_end(prefix)) {
         (Some(before), Some(end)) => Some(before.min(&end).to_owned()),
         (before, end) => before.map(str::to_owned).or(end),
     };
-    let mut rows = select.query((tenant.as_str(), collection.as_str(), prefix, after, upper, now.unix_micros()))?;
+    // In SQLite's order an empty blob comes after every text.
+    let upper = upper.map_or_else(|| Value::Blob(Vec::new()), Value::Text);
+    let mut select = db.prepare_cached(&page_statement(*order, after.is_some()))?;
+    let lower = after.unwrap_or(prefix);
+    let mut rows = select.query((tenant.as_str(), collection.as_str(), lower, upper, now.unix_micros()))?;
     let (mut records, mut size) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
         if records.len() == *limit || size >= bytes {
@@ -128,6 +122,23 @@ pub(super) fn page(
         records.push(record);
     }
     Ok(RecordPage { records, next: None })
+}
+
+/// Selects between a lower bound, which the page follows or begins with, and an upper one that it ends before. With one bound on each side, in plain
+/// comparisons, SQLite seeks to the first row of the page; with more it seeks by one of them and walks over what the others leave out.
+///
+/// The range narrows what is read; the exact prefix is checked row by row, since no text is the least above all that start with it.
+fn page_statement(order: RecordOrder, follows: bool) -> String {
+    let direction = match order {
+        RecordOrder::Ascending => "ASC",
+        RecordOrder::Descending => "DESC",
+    };
+    let lower = if follows { ">" } else { ">=" };
+    format!(
+        "SELECT {COLUMNS} FROM records
+         WHERE tenant = ?1 AND collection = ?2 AND key {lower} ?3 AND key < ?4 AND (expires IS NULL OR expires > ?5)
+         ORDER BY key {direction}"
+    )
 }
 
 pub(super) fn delete(db: &Connection, place: &Place) -> rusqlite::Result<()> {
@@ -189,4 +200,64 @@ fn parse<T: std::str::FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result
             Some("a name or a version in the file is not legal".to_owned()),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+    use rusqlite::StatementStatus;
+
+    use super::*;
+
+    fn store(records: usize) -> (Connection, TenantId, CollectionName) {
+        let db = Connection::open_in_memory().unwrap();
+        db.execute_batch(FORMAT.migrations[0]).unwrap();
+        let (tenant, collection) = (TenantId::single(), CollectionName::new("orders").unwrap());
+        let version = RecordVersion::next(&hybrid_core::SystemIds::default());
+        for number in 0..records {
+            let key = RecordKey::new(format!("2026/{number:06}")).unwrap();
+            let place = Place::new(&tenant, &collection, &key);
+            let record = Record { key, value: Bytes::new(), version, written: Timestamp::UNIX_EPOCH, expires: None };
+            write(&db, &place, &record).unwrap();
+        }
+        (db, tenant, collection)
+    }
+
+    #[test]
+    fn every_page_seeks_to_its_first_record() {
+        let (db, ..) = store(0);
+        for order in [RecordOrder::Ascending, RecordOrder::Descending] {
+            for follows in [false, true] {
+                let statement = format!("EXPLAIN QUERY PLAN {}", page_statement(order, follows));
+                let plan: String = db
+                    .query_row(&statement, ("", "", "", Value::Blob(Vec::new()), 0), |row| row.get("detail"))
+                    .unwrap();
+                assert!(plan.contains("key>? AND key<?"), "{order:?}, {follows}: {plan}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_late_page_costs_no_more_than_an_early_one() {
+        let (db, tenant, collection) = store(2_000);
+        let now = Timestamp::UNIX_EPOCH;
+        let key = |number: usize| RecordKey::new(format!("2026/{number:06}")).unwrap();
+        let cost = |query: RecordQuery, first: usize| {
+            let query = RecordQuery { limit: 10, ..query };
+            let found = page(&db, &tenant, &collection, &query, now, usize::MAX).unwrap();
+            assert_eq!((found.records.len(), &found.records[0].key), (10, &key(first)));
+            // The statement is still in the cache, with what it has done since it was asked last.
+            let follows = query.after.is_some();
+            let statement = db.prepare_cached(&page_statement(query.order, follows)).unwrap();
+            statement.reset_status(StatementStatus::VmStep)
+        };
+        let begins = RecordQuery::prefix("2026/");
+        let early = cost(begins.clone().following(&key(9)), 10);
+        let late = cost(begins.clone().following(&key(1_949)), 1_950);
+        assert!(early > 0 && late < early * 2, "{early} steps early, {late} steps late");
+        let backwards = RecordQuery { order: RecordOrder::Descending, ..begins };
+        let late = cost(backwards.following(&key(20)), 19);
+        assert!(late < early * 2, "{early} steps early, {late} steps late and backwards");
+    }
 }

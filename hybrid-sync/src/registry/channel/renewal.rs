@@ -46,6 +46,11 @@ impl Renewer {
         Self { reader, signer, valid_for }
     }
 
+    /// The reader that it goes by, for whoever needs the same floor.
+    pub fn reader_mut(&mut self) -> &mut ChannelReader {
+        &mut self.reader
+    }
+
     /// Looks once, and appends a statement if the newest holds for less than half of the time; answers that statement.
     ///
     /// # Errors
