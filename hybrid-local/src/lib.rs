@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `embedded` | `FolderStore`, `FolderStaging`, `SqliteQueue`, `SqliteOutbox`, `SqliteRecordStore`, `SqliteVectorIndex`: artifacts in a folder; jobs, records and embeddings in SQLite files (Unix) |
 //! | `classifier` | `TextClassifierTrainer`, `TextClassifierLoader`, `Device`: text classification on candle, of hashed n-grams or by fine-tuning encoders of the BERT family |
-//! | `decoder` | `DecoderLoader`, `Device`: chat with decoders of the Llama, Mistral, Qwen, Gemma and Phi families on candle, of Hugging Face folders and GGUF files |
+//! | `decoder` | `DecoderLoader`, `DecoderModel`, `Device`: chat with decoders of the Llama, Mistral, Qwen, Gemma and Phi families on candle, of Hugging Face folders and GGUF files |
 //! | `evaluation` | `evaluation`: golden sets, paired comparison, verdicts; needs neither candle nor SQLite |
 //! | `metal`, `cuda`, `accelerate` | hardware that candle can use |
 //!
@@ -44,7 +44,7 @@ mod tensors;
 mod text_classifier;
 
 #[cfg(feature = "decoder")]
-pub use decoder::DecoderLoader;
+pub use decoder::{DecoderLoader, DecoderModel};
 #[cfg(any(feature = "classifier", feature = "decoder"))]
 pub use device::{Device, DeviceChoice};
 #[cfg(feature = "embedded")]

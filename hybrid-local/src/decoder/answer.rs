@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use super::prompt::Calls;
 
-const THINK: &str = "<think>";
-const THOUGHT: &str = "</think>";
+pub(super) const THINK: &str = "<think>";
+pub(super) const THOUGHT: &str = "</think>";
 const CALL: &str = "<tool_call>";
 const CALLED: &str = "</tool_call>";
 /// What Llama 3 may write before a call.
@@ -113,6 +113,11 @@ impl Answer {
             trimmed: thinking,
             deltas: Vec::new(),
         }
+    }
+
+    /// Leaves out white space until something else comes.
+    pub(super) fn skip_space(&mut self) {
+        self.trimmed = true;
     }
 
     /// Whether what comes now is a thought.

@@ -3,15 +3,21 @@
 use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
-use hybrid_core::{Digest, Error, InferenceBackend, Manifest, ModelLoader, Result, ServedModel, Task, task::Chat};
+use hybrid_core::{Digest, Error, InferenceBackend, Manifest, ModelLoader, Result, ServedModel, task::Chat};
 
 use super::{
-    ARCHITECTURE, backend::DecoderBackend, files::ModelFiles, generation::Decoder, network::Network,
-    template::Templates, tokens::Tokens,
+    ARCHITECTURE,
+    codec::Codec,
+    engine::Engine,
+    files::ModelFiles,
+    model::{DecoderModel, check_manifest},
+    network::Network,
+    template::Templates,
+    tokens::Tokens,
 };
 use crate::{Device, files};
 
-const OPERATION: &str = "load decoder";
+pub(super) const OPERATION: &str = "load decoder";
 const DEFAULT_CONTEXT: usize = 4_096;
 
 /// Loads chat models that run on this machine: decoders of the Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3 and Phi 3 families.
@@ -25,15 +31,20 @@ const DEFAULT_CONTEXT: usize = 4_096;
 /// - Of models that see pictures too (Gemma 3) the part that reads text is loaded. Where a model turns its positions in one way up to the
 ///   context that it was first trained on and in another beyond (Phi 3's LongRoPE), the context set here decides for all texts, as in vLLM
 ///   and llama.cpp; the reference implementation decides anew for each text.
-/// - Weights, and the keys and values of as many full contexts as there are [lanes](Self::with_lanes), have to fit into the memory that is
-///   free and into the limit set, else it is [`ResourceExhausted`](hybrid_core::ErrorKind::ResourceExhausted), before the weights are read. Free
+/// - Weights, and the keys and values of as many full contexts as there are [streams](Self::with_streams), have to fit into the memory that
+///   is free and into the limit set, else it is [`ResourceExhausted`](hybrid_core::ErrorKind::ResourceExhausted), before the weights are read. Free
 ///   memory is known on Linux alone; elsewhere set a limit. Weights in half precision are widened to single.
 /// - The backend refuses a conversation that fills the context with [`TooLarge`](hybrid_core::ErrorKind::TooLarge), which names both lengths; what a request asks
 ///   for and the model cannot do with `Unsupported`, which names the field. What changes nothing of the answer is left out with the note
 ///   `ignored`.
 /// - Where a request leaves open how tokens are drawn, the model's `generation_config.json` says it; without one the likeliest token is
 ///   taken. The same seed gives the same answer on the same device. A request without a seed has one made of its id.
-/// - Needs a tokio runtime: reading and computing run on its blocking threads.
+/// - Requests are answered side by side: each pass over the weights reads a token of every answer and some of the prompts that have come, so
+///   that a long prompt does not keep the other answers waiting. What each answer says does not depend on what is beside it. One that is
+///   cancelled, late or not read any more ends between two passes; a backend that is dropped ends what was asked of it.
+/// - A prompt that begins as an earlier conversation of the same tenant did is read from there on, as long as there was memory to keep it;
+///   [`Usage::cache_read_tokens`](hybrid_core::Usage::cache_read_tokens) says how much was spared.
+/// - Needs a tokio runtime: models and prompts are read on its blocking threads. Computing has a thread of its own.
 ///
 /// ```no_run
 /// # async fn chat(cx: &hybrid_core::CallContext) -> hybrid_core::Result<()> {
@@ -52,13 +63,13 @@ pub struct DecoderLoader {
     device: Device,
     memory_limit: Option<u64>,
     context: usize,
-    lanes: usize,
+    streams: usize,
 }
 
 impl DecoderLoader {
-    /// A loader of models that compute on `device`, with a context of at most 4,096 tokens and one answer at a time.
+    /// A loader of models that compute on `device`, with a context of at most 4,096 tokens and memory for one answer that fills it.
     pub fn new(device: Device) -> Self {
-        Self { device, memory_limit: None, context: DEFAULT_CONTEXT, lanes: 1 }
+        Self { device, memory_limit: None, context: DEFAULT_CONTEXT, streams: 1 }
     }
 
     /// The same, for models that take at most `bytes` of memory.
@@ -75,10 +86,14 @@ impl DecoderLoader {
         self
     }
 
-    /// The same, with `lanes` answers side by side, at least one; further ones wait. Each has memory set aside for a full context.
+    /// The same, with memory for `streams` conversations that fill the context, at least one.
+    ///
+    /// Requests share it: one that says in [`max_tokens`](hybrid_core::task::Sampling::max_tokens) how long its answer may be takes only
+    /// what it may need, so that many more short ones are answered side by side. Those that do not fit wait, tenants taking turns; what is
+    /// free keeps conversations for their next turns.
     #[must_use]
-    pub fn with_lanes(mut self, lanes: usize) -> Self {
-        self.lanes = lanes.max(1);
+    pub fn with_streams(mut self, streams: usize) -> Self {
+        self.streams = streams.max(1);
         self
     }
 
@@ -87,12 +102,20 @@ impl DecoderLoader {
     /// # Errors
     /// As in the type's behavior; [`NotFound`](hybrid_core::ErrorKind::NotFound) that names what is missing.
     pub async fn open(&self, path: &Path, model: ServedModel) -> Result<Arc<dyn InferenceBackend<Chat>>> {
+        Ok(self.open_model(path).await?.backend(model))
+    }
+
+    /// Loads the model that lies at `path`, a folder or a GGUF file, to be served as itself and with adapters.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_model(&self, path: &Path) -> Result<DecoderModel> {
         let (this, path) = (self.clone(), path.to_owned());
-        let work = tokio::task::spawn_blocking(move || this.read(&path, model));
+        let work = tokio::task::spawn_blocking(move || this.read(&path));
         work.await.map_err(|error| Error::internal(OPERATION, "loading ended early").with_source(error))?
     }
 
-    fn read(&self, path: &Path, model: ServedModel) -> Result<Arc<dyn InferenceBackend<Chat>>> {
+    fn read(&self, path: &Path) -> Result<DecoderModel> {
         let named = |error: Error| error.with("path", path.display());
         let ModelFiles { mut config, weights, tokenizer, templates, defaults } = ModelFiles::open(path)?;
         let templates = Templates::compile(templates).map_err(named)?;
@@ -100,12 +123,14 @@ impl DecoderLoader {
         let context = self.context.min(config.context);
         // Models of two lengths turn their positions by the one that is used.
         config.context = context;
-        let caches = config.cache_bytes_per_token().saturating_mul((context * self.lanes) as u64);
+        let capacity = context.saturating_mul(self.streams);
+        let caches = config.cache_bytes_per_token().saturating_mul(capacity as u64);
         let needed = Network::bytes(&config, &*weights).saturating_add(caches);
         files::check_memory(OPERATION, needed, self.memory_limit).map_err(named)?;
-        let network = Network::read(config, &*weights, self.device.tensors()).map_err(named)?;
-        let decoder = Decoder::new(network, tokens, templates, defaults, context);
-        Ok(Arc::new(DecoderBackend::new(decoder, model, &self.device, self.lanes)))
+        let network = Network::read(config.clone(), &*weights, self.device.tensors()).map_err(named)?;
+        let codec = Arc::new(Codec::new(tokens, templates, defaults, context));
+        let engine = Engine::start(network, Arc::clone(&codec), capacity)?;
+        Ok(DecoderModel::new(config, codec, engine, self.device.clone()))
     }
 }
 
@@ -117,16 +142,7 @@ impl ModelLoader<Chat> for DecoderLoader {
         digest: Digest,
         folder: &Path,
     ) -> Result<Arc<dyn InferenceBackend<Chat>>> {
-        let unsupported = |message: &'static str| Error::unsupported(OPERATION, message).with("manifest", digest);
-        if manifest.task != Chat::NAME {
-            return Err(unsupported("the version is of another task").with("task", &manifest.task));
-        }
-        if manifest.architecture != ARCHITECTURE {
-            let error = unsupported("the architecture is unknown; an upgrade may know it");
-            return Err(error.with("architecture", &manifest.architecture));
-        }
-        let model =
-            ServedModel { name: manifest.model.to_string(), version: Some(manifest.version), manifest: Some(digest) };
+        let model = check_manifest(manifest, digest, ARCHITECTURE)?;
         self.open(folder, model).await.map_err(|error| error.with("manifest", digest))
     }
 }

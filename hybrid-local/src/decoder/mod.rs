@@ -1,20 +1,23 @@
 //! Chat models that run on this machine: decoders of several families behind one network.
 //!
-//! [`DecoderLoader`] makes a backend of a model's files. The parts, from the disk up: `files` reads folders and GGUF files into one description,
+//! [`DecoderLoader`] makes a backend of a model's files, [`DecoderModel`] several that share the weights. The parts, from the disk up: `files` reads folders and GGUF files into one description,
 //! `config`; `network` is the decoder, its linear layers the seam for faster kernels; `tokens`, `template` and `prompt` write a conversation
-//! as the model reads it; `sampling` draws tokens; `answer` tells words, thoughts and calls of tools apart; `generation` is the loop, and
-//! `backend` serves it.
+//! as the model reads it; `sampling` draws tokens; `constraint` holds them to a form; `answer` tells words, thoughts and calls of tools apart; `codec` is
+//! all of that but the network, `writer` writes one answer with it, `engine` writes many side by side, and `backend` serves them.
 
 // Serving is still to hand adapters to chosen rows.
 #[allow(dead_code)]
 mod adapter;
 mod answer;
 mod backend;
+mod codec;
 mod config;
+mod constraint;
 mod defaults;
+mod engine;
 mod files;
-mod generation;
 mod loader;
+mod model;
 mod network;
 mod prompt;
 mod rope;
@@ -23,8 +26,12 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod writer;
 
 pub use loader::DecoderLoader;
+pub use model::DecoderModel;
 
 /// What manifests call a version whose files are a decoder's.
 const ARCHITECTURE: &str = "decoder/1";
+/// And one whose files are an adapter of a decoder.
+const ADAPTER_ARCHITECTURE: &str = "decoder-lora/1";

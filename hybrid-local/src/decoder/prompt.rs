@@ -12,7 +12,10 @@ use hybrid_core::{
 use minijinja::{Value, value::Serde};
 use serde::Serialize;
 
-use super::template::Conversation;
+use super::{
+    constraint::{Callable, Form},
+    template::Conversation,
+};
 
 const OPERATION: &str = "chat";
 
@@ -22,6 +25,10 @@ pub(super) struct Prompt {
     pub(super) conversation: Conversation,
     /// Whether the model may call tools, one or several in a message.
     pub(super) calls: Calls,
+    /// What the answer has to be, if the request says so.
+    pub(super) form: Option<Form>,
+    /// Whether the model is to think before it answers, if the request says so.
+    pub(super) thinking: Option<bool>,
     /// What was left out because it changes nothing of the answer.
     pub(super) notes: Vec<Note>,
 }
@@ -70,8 +77,6 @@ pub(super) fn map(request: ChatRequest, now: Timestamp) -> Result<(Prompt, hybri
     refuse(store == Some(true), "store", "conversations are not kept")?;
     refuse(verbosity.is_some(), "verbosity", "the model knows no such setting; say it in the system text")?;
     refuse(!extra.is_empty() || !extra_response_fields.is_empty(), "extra", "there is no provider to pass fields to")?;
-    let any_text = response_format == ResponseFormat::Text;
-    refuse(!any_text, "response_format", "the form of the text cannot be forced yet; describe it in the system text")?;
     let thought = reasoning.budget_tokens.filter(|&tokens| tokens > 0);
     refuse(thought.is_some(), "reasoning.budget_tokens", "thinking cannot be cut; use `sampling.max_tokens`")?;
     let thinking = match (reasoning.effort, reasoning.budget_tokens) {
@@ -80,7 +85,18 @@ pub(super) fn map(request: ChatRequest, now: Timestamp) -> Result<(Prompt, hybri
         (None, None) => None,
     };
 
-    let (tools, calls) = offered(tools, tool_choice, parallel_tool_calls)?;
+    let Offer { tools, calls, callable, forced } = offered(tools, tool_choice, parallel_tool_calls)?;
+    let text = match response_format {
+        ResponseFormat::Text => None,
+        ResponseFormat::Json => Some(serde_json::json!({"type": "object"})),
+        ResponseFormat::JsonSchema { schema, .. } => Some(schema),
+        _ => return Err(unsupported("response_format", "the model knows no such form")),
+    };
+    let form = (forced || text.is_some()).then(|| Form {
+        text: text.filter(|_| !forced),
+        calls: callable,
+        many: calls == Calls::Any,
+    });
     let ignored = [
         ("prediction", prediction.is_some()),
         ("service_tier", service_tier.is_some()),
@@ -93,7 +109,8 @@ pub(super) fn map(request: ChatRequest, now: Timestamp) -> Result<(Prompt, hybri
         |(field, _)| Note { code: "ignored".to_owned(), detail: format!("{field}: a local model has no use for it") };
     let notes = ignored.into_iter().filter(|(_, set)| *set).map(note).collect();
     let messages = conversation(&system, &messages)?;
-    Ok((Prompt { conversation: Conversation { messages, tools, thinking, now }, calls, notes }, sampling))
+    let conversation = Conversation { messages, tools, thinking, now };
+    Ok((Prompt { conversation, calls, form, thinking, notes }, sampling))
 }
 
 fn refuse(set: bool, field: &'static str, why: &'static str) -> Result<()> {
@@ -119,15 +136,29 @@ struct Function<'a> {
     parameters: &'a serde_json::Value,
 }
 
-fn offered(tools: Vec<Tool>, choice: Option<ToolChoice>, many: Option<bool>) -> Result<(Vec<Value>, Calls)> {
-    let among = match choice {
-        None | Some(ToolChoice::Auto) => None,
-        Some(ToolChoice::None) => Some(Vec::new()),
-        Some(ToolChoice::AutoAmong(names)) => Some(names),
-        Some(_) => return Err(unsupported("tool_choice", "a call of a tool cannot be forced yet; use `auto`")),
+/// The tools of a request.
+struct Offer {
+    /// Those that the model is told of.
+    tools: Vec<Value>,
+    calls: Calls,
+    /// Those that it may call, where its answer has a form.
+    callable: Vec<Callable>,
+    /// Whether it must call one.
+    forced: bool,
+}
+
+fn offered(tools: Vec<Tool>, choice: Option<ToolChoice>, many: Option<bool>) -> Result<Offer> {
+    let (told, among, forced) = match choice {
+        None | Some(ToolChoice::Auto) => (None, None, false),
+        Some(ToolChoice::None) => (Some(Vec::new()), None, false),
+        Some(ToolChoice::AutoAmong(names)) => (Some(names), None, false),
+        Some(ToolChoice::Required) => (None, None, true),
+        Some(ToolChoice::Tool(name)) => (None, Some(vec![name]), true),
+        Some(ToolChoice::RequiredAmong(names)) => (None, Some(names), true),
+        Some(_) => return Err(unsupported("tool_choice", "the model knows no such choice")),
     };
-    let mut values = Vec::new();
-    for (i, tool) in tools.iter().enumerate() {
+    let (mut values, mut callable) = (Vec::new(), Vec::new());
+    for (i, tool) in tools.into_iter().enumerate() {
         let FunctionTool { name, description, input_schema, strict } = match tool {
             Tool::Function(function) => function,
             Tool::CachePoint(_) => continue,
@@ -138,12 +169,17 @@ fn offered(tools: Vec<Tool>, choice: Option<ToolChoice>, many: Option<bool>) -> 
                 ));
             }
         };
-        if *strict == Some(true) {
-            return Err(unsupported(format_args!("tools[{i}].strict"), "arguments cannot be forced into a schema yet"));
+        if strict == Some(true) && !forced {
+            let why = "arguments can be held to a schema only where a call is required";
+            return Err(unsupported(format_args!("tools[{i}].strict"), why));
         }
-        if among.as_ref().is_none_or(|among| among.contains(name)) {
-            let function = Function { name, description: description.as_deref(), parameters: input_schema };
+        let is_among = |names: &Option<Vec<String>>| names.as_ref().is_none_or(|names| names.contains(&name));
+        if is_among(&told) {
+            let function = Function { name: &name, description: description.as_deref(), parameters: &input_schema };
             values.push(Value::from(Serde(Offered { r#type: "function", function })));
+            if is_among(&among) {
+                callable.push(Callable { field: format!("tools[{i}].input_schema"), name, schema: input_schema });
+            }
         }
     }
     let calls = match (values.is_empty(), many) {
@@ -151,7 +187,7 @@ fn offered(tools: Vec<Tool>, choice: Option<ToolChoice>, many: Option<bool>) -> 
         (false, Some(false)) => Calls::One,
         (false, _) => Calls::Any,
     };
-    Ok((values, calls))
+    Ok(Offer { tools: values, calls, callable, forced })
 }
 
 /// A message as templates know it.
@@ -314,6 +350,26 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_has_the_form_that_the_request_asks_for() {
+        let form = |format: ResponseFormat, choice: ToolChoice| {
+            let request = ChatRequest { response_format: format, tool_choice: Some(choice), ..ChatRequest::user("hi") };
+            let form = mapped(request.with_tool(weigh()).with_tool(FunctionTool::new("bake", json!({})))).unwrap().form;
+            form.map(|form| {
+                let names: Vec<String> = form.calls.into_iter().map(|call| call.name).collect();
+                (form.text, names.join(" "))
+            })
+        };
+        let object = || Some(json!({"type": "object"}));
+        let one = || ResponseFormat::json_schema("one", json!({"const": 1}));
+        assert_eq!(form(ResponseFormat::Text, ToolChoice::Auto), None);
+        assert_eq!(form(ResponseFormat::Json, ToolChoice::Auto), Some((object(), "weigh bake".to_owned())));
+        assert_eq!(form(ResponseFormat::Json, ToolChoice::None), Some((object(), String::new())));
+        assert_eq!(form(one(), ToolChoice::AutoAmong(vec!["bake".to_owned()])).unwrap().1, "bake");
+        assert_eq!(form(one(), ToolChoice::Required), Some((None, "weigh bake".to_owned())));
+        assert_eq!(form(ResponseFormat::Text, ToolChoice::Tool("bake".to_owned())), Some((None, "bake".to_owned())));
+    }
+
+    #[test]
     fn what_cannot_be_done_is_refused_by_name_and_what_changes_nothing_is_noted() {
         let refused = |change: fn(&mut ChatRequest), field: &str| {
             let mut request = ChatRequest::user("hi").with_tool(weigh());
@@ -325,8 +381,7 @@ mod tests {
                 "{error}"
             );
         };
-        refused(|r| r.response_format = ResponseFormat::Json, "response_format");
-        refused(|r| r.tool_choice = Some(ToolChoice::Required), "tool_choice");
+        refused(|r| r.tools.push(FunctionTool { strict: Some(true), ..weigh() }.into()), "tools[1].strict");
         refused(|r| r.tools.push(Tool::System("code".into())), "tools[1]");
         refused(|r| r.modalities = vec![Modality::Audio], "modalities");
         refused(|r| r.guardrail = Some(Guardrail::new("a", "1")), "guardrail");

@@ -3,7 +3,10 @@
 //! In this order: penalties and biases on the logits, then the temperature, the `top_k` likeliest, the likeliest that make up `top_p`, and
 //! those at least `min_p` times as likely as the likeliest.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashMap},
+};
 
 use hybrid_core::{Error, Hasher, Result, task::Sampling};
 use rand_chacha::{
@@ -60,13 +63,14 @@ impl Sampler {
         }
     }
 
-    /// Draws a token; the logits are changed on the way.
+    /// Draws a token; the logits are changed on the way. `constrain` takes out those that may not come, whatever speaks for them.
     ///
     /// # Errors
-    /// `Internal` if a logit is no finite number.
-    pub(super) fn draw(&mut self, logits: &mut [f32]) -> Result<u32> {
+    /// `Internal` if a logit is no finite number; those of `constrain`.
+    pub(super) fn draw(&mut self, logits: &mut [f32], constrain: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<u32> {
         check(logits)?;
         self.penalise(logits);
+        constrain(logits)?;
         let token = if self.temperature == 0.0 { likeliest(logits) } else { self.at_random(logits) };
         *self.seen.entry(token).or_default() += 1;
         Ok(token)
@@ -99,16 +103,11 @@ impl Sampler {
         if self.top_k < tokens.len() {
             tokens.select_nth_unstable_by(self.top_k, order);
             tokens.truncate(self.top_k);
+            tokens.sort_unstable_by(order);
         }
-        tokens.sort_unstable_by(order);
         let total: f64 = tokens.iter().map(|(_, weight)| weight).sum();
         if self.top_p < 1.0 {
-            let (mut sum, share) = (0.0, f64::from(self.top_p) * total);
-            let kept = tokens.iter().position(|(_, weight)| {
-                sum += weight;
-                sum >= share
-            });
-            tokens.truncate(kept.map_or(tokens.len(), |last| last + 1));
+            keep_likeliest(&mut tokens, f64::from(self.top_p) * total, order);
         }
         let total: f64 = tokens.iter().map(|(_, weight)| weight).sum();
         let mut at = total * ((self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64);
@@ -119,7 +118,30 @@ impl Sampler {
             }
         }
         // Rounding may leave a last bit; the likeliest token is never wrong.
-        tokens.first().map_or_else(|| likeliest(logits), |(token, _)| *token)
+        likeliest(logits)
+    }
+}
+
+/// Keeps the likeliest tokens, as few as have weights of at least `share` together. Seldom are those many, so that few need be sorted.
+fn keep_likeliest(tokens: &mut Vec<(u32, f64)>, share: f64, order: impl Fn(&(u32, f64), &(u32, f64)) -> Ordering) {
+    let mut sorted = 64;
+    loop {
+        let all = sorted >= tokens.len();
+        if !all {
+            tokens.select_nth_unstable_by(sorted, &order);
+        }
+        let likeliest = if all { &mut tokens[..] } else { &mut tokens[..sorted] };
+        likeliest.sort_unstable_by(&order);
+        let mut sum = 0.0;
+        let last = likeliest.iter().position(|(_, weight)| {
+            sum += weight;
+            sum >= share
+        });
+        match last {
+            Some(last) => return tokens.truncate(last + 1),
+            None if all => return,
+            None => sorted *= 8,
+        }
     }
 }
 
@@ -175,7 +197,7 @@ mod tests {
         let mut sampler = sampler(sampling);
         let mut counts = vec![0; logits.len()];
         for _ in 0..1_000 {
-            counts[sampler.draw(&mut logits.to_vec()).unwrap() as usize] += 1;
+            counts[sampler.draw(&mut logits.to_vec(), |_| Ok(())).unwrap() as usize] += 1;
             sampler.seen.clear();
         }
         counts
@@ -208,6 +230,7 @@ mod tests {
         near(warm(|s| s.temperature = Some(0.5)), [0.685, 0.247, 0.062, 0.007]);
         near(warm(|s| s.top_k = Some(2)), [0.625, 0.375, 0.0, 0.0]);
         near(warm(|s| s.top_p = Some(0.9)), [0.526, 0.316, 0.158, 0.0]);
+        near(warm(|s| (s.top_k, s.top_p) = (Some(3), Some(0.5))), [1.0, 0.0, 0.0, 0.0]);
         near(warm(|s| s.top_p = Some(0.0)), [1.0, 0.0, 0.0, 0.0]);
         near(warm(|s| s.min_p = Some(0.5)), [0.625, 0.375, 0.0, 0.0]);
         near(warm(|s| s.logit_bias = [(3, 50.0)].into()), [0.0, 0.0, 0.0, 1.0]);
@@ -233,7 +256,7 @@ mod tests {
         let draw = |seed, choice| {
             let sampling = Sampling { temperature: Some(1.0), ..Sampling::default() };
             let mut sampler = Sampler::new(&sampling, &Defaults::default(), &[], seed, choice);
-            (0..40).map(|_| sampler.draw(&mut logits()).unwrap()).collect::<Vec<_>>()
+            (0..40).map(|_| sampler.draw(&mut logits(), |_| Ok(())).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draw(1, 0), draw(1, 0));
         assert_ne!(draw(1, 0), draw(2, 0));
@@ -243,7 +266,34 @@ mod tests {
     #[test]
     fn logits_that_are_no_numbers_are_told() {
         for bad in [&[1.0, f32::NAN][..], &[f32::INFINITY], &[]] {
-            assert!(sampler(Sampling::default()).draw(&mut bad.to_vec()).is_err());
+            assert!(sampler(Sampling::default()).draw(&mut bad.to_vec(), |_| Ok(())).is_err());
+        }
+    }
+
+    #[test]
+    fn the_likeliest_are_the_same_however_many_there_are() {
+        let logits: Vec<f32> = (0..3_000).map(|i| (i * 7_919 % 3_000) as f32 / 1_500.0).collect();
+        for top_p in [0.0, 0.01, 0.2, 0.9, 0.999] {
+            let drawn = |constrain: fn(&mut [f32])| {
+                let mut sampler =
+                    sampler(Sampling { temperature: Some(1.0), top_p: Some(top_p), ..Sampling::default() });
+                let draw = |logits: &mut [f32]| {
+                    constrain(logits);
+                    Ok(())
+                };
+                (0..300).map(|_| sampler.draw(&mut logits.clone(), draw).unwrap()).collect::<Vec<_>>()
+            };
+            let mut weights: Vec<f64> = logits.iter().map(|logit| f64::from(*logit).exp()).collect();
+            weights.sort_by(|one, other| other.total_cmp(one));
+            let (mut sum, share) = (0.0, f64::from(top_p) * weights.iter().sum::<f64>());
+            let least = weights.iter().find(|weight| {
+                sum += **weight;
+                sum >= share
+            });
+            let least = least.unwrap() * (1.0 - 1e-6);
+            let all = drawn(|_| {});
+            assert!(all.iter().all(|token| f64::from(logits[*token as usize]).exp() >= least), "{top_p}");
+            assert!(drawn(|logits| logits[500..].fill(f32::NEG_INFINITY)).iter().all(|token| *token < 500));
         }
     }
 

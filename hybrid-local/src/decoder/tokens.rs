@@ -26,7 +26,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Tokenizer> {
 
 /// The tokenizer of a model.
 #[derive(Debug)]
-pub(super) struct Tokens(Tokenizer);
+pub(super) struct Tokens {
+    tokenizer: Tokenizer,
+    /// Rows of the model's embeddings, at least as many as there are tokens.
+    vocabulary: usize,
+}
 
 impl Tokens {
     /// Wraps the tokenizer of a model with `vocabulary` rows of embeddings.
@@ -48,26 +52,49 @@ impl Tokens {
                 .with("id", id)
                 .with("vocabulary", vocabulary));
         }
-        Ok(Self(tokenizer))
+        Ok(Self { tokenizer, vocabulary })
     }
 
     /// The tokens of a text in which the special ones are written out already.
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.0.encode_fast(text, false);
+        let encoding = self.tokenizer.encode_fast(text, false);
         encoding
             .map(|encoding| encoding.get_ids().to_vec())
             .map_err(|error| Error::internal("tokenize", "the tokenizer failed").with_source(error))
     }
 
+    /// The token that is written so.
+    pub(super) fn id(&self, text: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(text)
+    }
+
+    /// The bytes that each token stands for, none for rows that are no token.
+    ///
+    /// # Errors
+    /// `Unsupported` if the tokenizer is not one of bytes, nor falls back to them.
+    pub(super) fn bytes(&self) -> Result<Vec<Vec<u8>>> {
+        let unsupported = |reason: String| {
+            Error::unsupported("spell tokens", "the tokenizer's tokens are not known as bytes").with("reason", reason)
+        };
+        let text = self.tokenizer.to_string(false).map_err(|error| unsupported(error.to_string()))?;
+        let read = catch_unwind(|| {
+            let json = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+            llguidance::token_bytes_from_tokenizer_json(&json).map_err(|error| error.to_string())
+        });
+        let mut bytes = read.map_err(|_| unsupported("the library failed".to_owned()))?.map_err(unsupported)?;
+        bytes.resize(self.vocabulary, Vec::new());
+        Ok(bytes)
+    }
+
     /// The text of tokens without the special ones; bytes that are no character become U+FFFD.
     pub(super) fn decode(&self, tokens: &[u32]) -> Result<String> {
-        let text = self.0.decode(tokens, true);
+        let text = self.tokenizer.decode(tokens, true);
         text.map_err(|error| Error::internal("join tokens", "the tokenizer failed").with_source(error))
     }
 
     /// The text of one token by itself, special or not.
     pub(super) fn spell(&self, token: u32) -> Result<String> {
-        let text = self.0.decode(&[token], false);
+        let text = self.tokenizer.decode(&[token], false);
         text.map_err(|error| Error::internal("spell token", "the tokenizer failed").with_source(error))
     }
 }
@@ -154,6 +181,16 @@ mod tests {
         let mut joiner = Joiner::default();
         let held: Vec<String> = (0..12).map(|_| joiner.push(croissant[0], &tokens).unwrap()).collect();
         assert!(held.concat().contains(char::REPLACEMENT_CHARACTER), "nothing is held for ever");
+    }
+
+    #[test]
+    fn bytes_of_tokens_join_to_the_text() {
+        let tokens = tokens();
+        let bytes = tokens.bytes().unwrap();
+        assert_eq!(bytes.len(), 1_000);
+        let text = "zwölf Brötchen für 🥐 und 漢字";
+        let joined: Vec<u8> = tokens.encode(text).unwrap().iter().flat_map(|id| bytes[*id as usize].clone()).collect();
+        assert_eq!(String::from_utf8(joined).unwrap(), text);
     }
 
     #[test]

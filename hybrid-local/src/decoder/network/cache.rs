@@ -37,6 +37,37 @@ impl Cache {
         self.length
     }
 
+    /// The tokens that it has memory for.
+    pub(crate) fn room(&self) -> usize {
+        self.room
+    }
+
+    /// Sets the most tokens that it may hold from now on.
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    /// A cache of its own for at most `limit` tokens, with the first `length` tokens of this one in it.
+    pub(crate) fn fork(&self, length: usize, limit: usize) -> Result<Self> {
+        let length = length.min(self.length);
+        let mut fork = Self {
+            layers: Vec::with_capacity(self.layers.len()),
+            length: 0,
+            room: 0,
+            limit,
+            shape: self.shape,
+            device: self.device.clone(),
+        };
+        fork.reserve(length, self.layers.len())?;
+        for (own, theirs) in fork.layers.iter().zip(&self.layers) {
+            for (own, theirs) in own.iter().zip(theirs).filter(|_| length > 0) {
+                own.slice_set(&theirs.narrow(1, 0, length)?.contiguous()?, 1, 0)?;
+            }
+        }
+        fork.length = length;
+        Ok(fork)
+    }
+
     /// Forgets the tokens from `length` on.
     pub(crate) fn truncate(&mut self, length: usize) {
         self.length = self.length.min(length);
@@ -122,5 +153,30 @@ mod tests {
         let new = tokens(10, 1);
         let [keys, _] = cache.extend(1, [&new, &new], 8).unwrap();
         assert_eq!(keys.to_vec3::<f32>().unwrap(), tokens(8, 3).to_vec3::<f32>().unwrap());
+    }
+
+    #[test]
+    fn a_fork_has_the_beginning_and_goes_its_own_way() {
+        // Keys of the first layer and values of the second.
+        let put = |cache: &mut Cache, new: &Tensor| {
+            let rows = new.dim(1).unwrap();
+            cache.reserve(rows, 2).unwrap();
+            let [one, other] =
+                [0, 1].map(|layer| cache.extend(layer, [new, new], 0).unwrap()[layer].to_vec3::<f32>().unwrap());
+            cache.advance(rows);
+            assert_eq!(one, other);
+            one
+        };
+        let whole = |parts: [Tensor; 2]| Tensor::cat(&parts, 1).unwrap().to_vec3::<f32>().unwrap();
+        let mut cache = Cache::new(&tiny(), 400, &Device::Cpu);
+        assert_eq!(cache.fork(9, 400).unwrap().len(), 0, "an empty cache has nothing to give");
+        put(&mut cache, &tokens(0, 300));
+        let mut fork = cache.fork(100, 120).unwrap();
+        assert_eq!((fork.len(), fork.room()), (100, 120));
+        assert_eq!(put(&mut fork, &tokens(500, 20)), whole([tokens(0, 100), tokens(500, 20)]));
+        assert_eq!(put(&mut cache, &tokens(700, 1)), whole([tokens(0, 300), tokens(700, 1)]));
+        assert!(fork.reserve(1, 2).is_err());
+        fork.set_limit(130);
+        assert!(fork.reserve(1, 2).is_ok());
     }
 }

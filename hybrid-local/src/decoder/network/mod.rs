@@ -186,6 +186,11 @@ impl Network {
         })
     }
 
+    /// Whether it computes on an accelerator.
+    pub(super) fn is_accelerated(&self) -> bool {
+        !self.device.is_cpu()
+    }
+
     /// An empty cache for a sequence of at most `limit` tokens.
     pub(super) fn cache(&self, limit: usize) -> Cache {
         Cache::new(&self.config, limit, &self.device)

@@ -1,6 +1,7 @@
 //! The network and the templates beside the reference implementation, and files beside each other.
 
-mod adapters;
+pub(in crate::decoder) mod adapters;
+mod constrained;
 mod damage;
 mod gguf;
 

@@ -1,5 +1,6 @@
 //! Chat with tiny decoders that have random weights: what they say has no meaning, what they promise has.
 
+mod adapters;
 mod refusals;
 
 use std::{
@@ -8,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use hybrid_core::{
     CallContext, DatasetRef, Digest, Document, ErrorKind, Event, InferenceBackend, Lineage, Manifest, ModelLoader,
     Reply, RequestId, Result, SeededIds, ServedModel, TenantId, Timestamp, TrainPlan,
@@ -39,12 +40,12 @@ pub(crate) fn short(text: &str, tokens: u32) -> ChatRequest {
     ChatRequest { sampling, ..ChatRequest::user(text) }
 }
 
-async fn ask(backend: &dyn InferenceBackend<Chat>, request: ChatRequest) -> Reply<Chat> {
+pub(crate) async fn ask(backend: &dyn InferenceBackend<Chat>, request: ChatRequest) -> Reply<Chat> {
     backend.infer(&context(), request).await.unwrap()
 }
 
 #[derive(Debug)]
-struct Serving(Arc<dyn InferenceBackend<Chat>>);
+pub(crate) struct Serving(pub(crate) Arc<dyn InferenceBackend<Chat>>);
 
 #[async_trait]
 impl InferenceHarness<Chat> for Serving {
@@ -55,7 +56,7 @@ impl InferenceHarness<Chat> for Serving {
     fn requests(&self) -> Vec<ChatRequest> {
         let mut drawn = short("ten rolls", 12);
         (drawn.sampling.temperature, drawn.sampling.seed) = (Some(1.2), Some(7));
-        (drawn.sampling.n, drawn.sampling.logprobs) = (Some(2), Some(2));
+        drawn.sampling.n = Some(2);
         let weigh = FunctionTool::new("weigh", json!({"type": "object", "properties": {}}));
         let talk = short("please", 8).with_system("Be kind.").with_tool(weigh);
         vec![short("when do you open?", 12), drawn, talk]
@@ -68,8 +69,8 @@ impl InferenceHarness<Chat> for Serving {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn decoders_keep_the_inference_contract() {
-    for (name, lanes) in [("llama", 1), ("qwen3", 3)] {
-        let loader = DecoderLoader::new(Device::cpu()).with_lanes(lanes);
+    for (name, streams) in [("llama", 1), ("qwen3", 3)] {
+        let loader = DecoderLoader::new(Device::cpu()).with_streams(streams);
         let backend = loader.open(&fixture(name), ServedModel::named(name)).await.unwrap();
         inference::run(&Serving(backend)).await.assert();
     }
@@ -85,7 +86,8 @@ async fn answers_say_how_long_they_are_and_why_they_ended() {
         assert!((10..60).contains(&meta.usage.input_tokens), "{:?}", meta.usage);
         // Without a limit the answer ends by itself, or where the 256 positions of these models end.
         let Reply { response, meta } = ask(&*backend, ChatRequest::user("ten rolls")).await;
-        let full = meta.usage.input_tokens + meta.usage.output_tokens == 256;
+        assert!(meta.usage.cache_read_tokens > 9, "the prompt was read before: {:?}", meta.usage);
+        let full = meta.usage.total_input_tokens() + meta.usage.output_tokens == 256;
         let expected = if full { StopReason::ContextWindowExceeded } else { StopReason::EndTurn };
         assert_eq!(response.choices[0].stop_reason, expected, "{name}");
     }
@@ -152,9 +154,9 @@ async fn log_probabilities_are_those_of_the_tokens_drawn() {
 }
 
 #[tokio::test]
-async fn a_stream_that_nobody_reads_or_wants_frees_its_lane() {
+async fn a_stream_that_nobody_reads_or_wants_frees_its_memory() {
     let backend = open("llama-bias").await;
-    // One lane: each answer waits for the one before it to end, and would take its whole context.
+    // Memory for one: each answer waits for the one before it to end, and would take its whole context.
     for _ in 0..4 {
         let mut events = backend.stream(&context(), ChatRequest::user("ten rolls")).await.unwrap();
         let first = events.next().await.unwrap().unwrap();
@@ -171,6 +173,32 @@ async fn a_stream_that_nobody_reads_or_wants_frees_its_lane() {
 }
 
 #[tokio::test]
+async fn a_slow_reader_keeps_nobody_waiting_and_loses_nothing() {
+    let backend = DecoderLoader::new(Device::cpu()).with_streams(2);
+    let backend = backend.open(&fixture("qwen2"), ServedModel::named("qwen2")).await.unwrap();
+    let mut slow = backend.stream(&context(), short("ten rolls", 40)).await.unwrap();
+    let first = slow.next().await.unwrap().unwrap();
+    let expected = ask(&*backend, short("ten rolls", 40)).await.response;
+    for text in ["one loaf", "two loaves", "three loaves"] {
+        ask(&*backend, short(text, 40)).await;
+    }
+    let rest = stream::iter([Ok(first)]).chain(slow).boxed();
+    assert_eq!(collect_reply(rest).await.unwrap().response, expected);
+}
+
+#[tokio::test]
+async fn a_backend_that_is_dropped_ends_the_answers_that_it_has_begun() {
+    let backend = open("qwen2").await;
+    let expected = ask(&*backend, short("ten rolls", 40)).await.response;
+    let (one, other) = (context(), context());
+    let begun = backend.stream(&one, short("ten rolls", 40)).await.unwrap();
+    let queued = backend.stream(&other, short("ten rolls", 40)).await.unwrap();
+    drop(backend);
+    assert_eq!(collect_reply(begun).await.unwrap().response, expected);
+    assert_eq!(collect_reply(queued).await.unwrap().response, expected);
+}
+
+#[tokio::test]
 async fn what_has_no_influence_is_noted_and_thoughts_can_be_left_out() {
     let backend = open("qwen3").await;
     let mut request = short("ten rolls", 4);
@@ -179,7 +207,10 @@ async fn what_has_no_influence_is_noted_and_thoughts_can_be_left_out() {
     assert_eq!(noted.meta.notes.iter().map(|note| note.code.as_str()).collect::<Vec<_>>(), ["ignored"]);
     request.reasoning.budget_tokens = Some(0);
     let unthinking = ask(&*backend, request).await;
-    assert!(unthinking.meta.usage.input_tokens > noted.meta.usage.input_tokens, "the template closes the thoughts");
+    assert!(
+        unthinking.meta.usage.total_input_tokens() > noted.meta.usage.total_input_tokens(),
+        "the template closes the thoughts"
+    );
 }
 
 /// The manifest of a version that says that it is a decoder.

@@ -36,7 +36,14 @@ async fn a_conversation_that_fills_the_context_is_refused_with_both_lengths() {
 async fn requests_that_the_model_cannot_answer_are_refused_by_the_name_of_the_field() {
     let backend = open("llama").await;
     for (request, field) in [
-        (ChatRequest { response_format: ResponseFormat::Json, ..short("hi", 2) }, "response_format"),
+        (
+            {
+                let schema = serde_json::json!({"not": {"type": "object"}});
+                let response_format = ResponseFormat::json_schema("x", schema);
+                ChatRequest { response_format, ..short("hi", 2) }
+            },
+            "response_format.schema",
+        ),
         (short("hi", 2).with_message(Message::assistant("so")), "messages"),
         (
             {
@@ -82,8 +89,8 @@ async fn a_model_that_does_not_fit_is_refused_before_its_weights_are_read() {
     let needed: u64 = error.context("needed").unwrap().parse().unwrap();
     let enough = loader.clone().with_memory_limit(needed);
     enough.open(folder.path(), ServedModel::named("baker")).await.unwrap();
-    // Each lane has room for a context set aside.
-    let more = refused(&enough.with_lanes(2), folder.path()).await;
+    // Each stream has memory for a context set aside.
+    let more = refused(&enough.with_streams(2), folder.path()).await;
     assert_eq!(more.context("needed").unwrap().parse::<u64>().unwrap(), needed + 256 * 2 * 2 * 2 * 32 * 4);
 }
 
