@@ -49,7 +49,7 @@ pub(crate) struct FileObject {
 
 impl From<&StoredFile> for FileObject {
     fn from(file: &StoredFile) -> Self {
-        let StoredFile { id, name, purpose, bytes, created, expires, parts: _ } = file;
+        let StoredFile { id, name, purpose, bytes, created, expires, nonce: _, parts: _ } = file;
         Self {
             id: id_out(*id),
             object: "file",

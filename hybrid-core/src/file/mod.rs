@@ -2,15 +2,16 @@
 
 mod upload;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{
-    ArtifactStore, ArtifactStoreExt, BoxStream, Clock, Digest, Document, Error, ErrorKind, FileId, Key, ListOptions,
-    ReadOptions, RecordOrder, Result, TenantId, Timestamp,
+    ArtifactStore, ArtifactStoreExt, BoxStream, Clock, Digest, Document, Error, ErrorKind, FileId, IdSource, Key,
+    ListOptions, ReadOptions, RecordOrder, Result, SystemIds, TenantId, Timestamp,
 };
 
 pub use upload::{FileUpload, NewFile};
@@ -24,8 +25,9 @@ const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
 /// The files of all tenants in one bucket. Clones share it.
 ///
-/// A file is a descriptor at `t/<tenant>/files/index/<id>` over parts at `t/<tenant>/files/parts/<id>/<sha256>`. The descriptor is written last, so half an
-/// upload is no file. Both halves read files with nothing but the bucket.
+/// A file is a descriptor at `t/<tenant>/files/index/<id>` over parts at `t/<tenant>/files/parts/<id>/<sha256>.<nonce>`. The descriptor is written last, so
+/// half an upload is no file. Each upload has a nonce of its own, so that two attempts at one file share no part and what is left of one takes nothing
+/// from the other. Both halves read files with nothing but the bucket.
 ///
 /// # Behavior
 /// - A file is durable when [`FileUpload::finish`] returns, and never changed.
@@ -58,6 +60,7 @@ const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 pub struct Files {
     store: Arc<dyn ArtifactStore>,
     clock: Arc<dyn Clock>,
+    ids: Arc<dyn IdSource>,
 }
 
 /// What is known of a file: the document at its key.
@@ -76,6 +79,9 @@ pub struct StoredFile {
     /// From when on it is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
+    /// What the names of its parts end with, after a dot; the nonce of the upload that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<Uuid>,
     /// Its parts, in order.
     pub parts: Vec<FilePart>,
 }
@@ -83,7 +89,7 @@ pub struct StoredFile {
 /// A part of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilePart {
-    /// The digest of its bytes, which is its name.
+    /// The digest of its bytes, with which its name begins.
     pub digest: Digest,
     /// Its size, at most [`FILE_PART_BYTES`].
     pub bytes: u64,
@@ -125,7 +131,14 @@ pub struct FilePage {
 impl Files {
     /// The files in `store`, which expire by `clock`.
     pub fn new(store: Arc<dyn ArtifactStore>, clock: Arc<dyn Clock>) -> Self {
-        Self { store, clock }
+        Self { store, clock, ids: Arc::new(SystemIds::default()) }
+    }
+
+    /// The same files with another source of nonces.
+    #[must_use]
+    pub fn with_ids(mut self, ids: Arc<dyn IdSource>) -> Self {
+        self.ids = ids;
+        self
     }
 
     /// Begins a file with an id that nobody has: a fresh one, or for an effect of a job one that is made of the job.
@@ -148,11 +161,11 @@ impl Files {
     /// The stream ends with the first error: those of the store, [`Corrupt`](ErrorKind::Corrupt) for bytes that have changed,
     /// [`NotFound`](ErrorKind::NotFound) if the file is erased meanwhile.
     pub fn read(&self, tenant: &TenantId, file: &StoredFile) -> BoxStream<'static, Result<Bytes>> {
-        let (store, tenant, id) = (Arc::clone(&self.store), tenant.clone(), file.id);
+        let (store, tenant, id, nonce) = (Arc::clone(&self.store), tenant.clone(), file.id, file.nonce);
         let read = move |part: FilePart| {
             let (store, tenant) = (Arc::clone(&store), tenant.clone());
             async move {
-                let key = part_key(&tenant, id, &part.digest)?;
+                let key = part_key(&tenant, id, nonce, &part.digest)?;
                 store.read(&key, ReadOptions::verified(part.digest)).await
             }
         };
@@ -224,28 +237,40 @@ impl Files {
         self.delete_below(&format!("t/{tenant}/files/index/")).await
     }
 
-    /// Removes a tenant's files that have expired, and the parts of uploads that ended more than a day ago without a file; answers with how many
-    /// files and uploads that were.
+    /// Removes a tenant's files that have expired, and parts that are older than a day and no file's: of uploads that never ended, and of attempts at a file
+    /// that another attempt has made. Answers with how many files and ids of uploads that were.
     ///
     /// # Errors
     /// Those of the store: sweep again.
     pub async fn sweep(&self, tenant: &TenantId) -> Result<usize> {
         let (now, mut swept) = (self.clock.now(), 0);
-        let ids = self.ids(tenant).await?;
-        for id in &ids {
-            if self.find(tenant, *id).await?.is_some_and(|file| file.is_expired(now)) {
-                self.erase(tenant, *id).await?;
-                swept += 1;
+        let mut nonces = BTreeMap::new();
+        for id in self.ids(tenant).await? {
+            match self.find(tenant, id).await? {
+                Some(file) if file.is_expired(now) => {
+                    self.erase(tenant, id).await?;
+                    swept += 1;
+                }
+                Some(file) => drop(nonces.insert(id, file.nonce)),
+                None => {}
             }
         }
         let prefix = format!("t/{tenant}/files/parts/");
         let mut last = None;
         let mut parts = self.store.list(&prefix, ListOptions::default());
         while let Some(part) = parts.try_next().await? {
-            let id = part.key.as_str().strip_prefix(&prefix).and_then(|rest| rest.split('/').next()?.parse().ok());
-            let Some(id) = id.filter(|id| ids.binary_search(id).is_err()) else { continue };
+            let name = part.key.as_str().strip_prefix(&prefix).and_then(|rest| rest.split_once('/'));
+            let Some((Ok(id), name)) = name.map(|(id, name)| (id.parse::<FileId>(), name)) else { continue };
             // A day is far more than two clocks differ.
-            if part.created.plus(ABANDONED) < now && self.find(tenant, id).await?.is_none() {
+            if part.created.plus(ABANDONED) >= now {
+                continue;
+            }
+            let nonce = match nonces.get(&id) {
+                Some(nonce) => Some(*nonce),
+                // The file may have been finished since.
+                None => self.find(tenant, id).await?.map(|file| file.nonce),
+            };
+            if nonce.is_none_or(|nonce| !is_of(name, nonce)) {
                 self.store.delete(&part.key).await?;
                 swept += usize::from(last.replace(id) != Some(id));
             }
@@ -304,8 +329,18 @@ fn parts_prefix(tenant: &TenantId, id: FileId) -> String {
     format!("t/{tenant}/files/parts/{id}/")
 }
 
-fn part_key(tenant: &TenantId, id: FileId, digest: &Digest) -> Result<Key> {
-    Key::new(format!("{}{digest}", parts_prefix(tenant, id)))
+/// A part's key; without a nonce that of a file from before uploads had one.
+fn part_key(tenant: &TenantId, id: FileId, nonce: Option<Uuid>, digest: &Digest) -> Result<Key> {
+    let prefix = parts_prefix(tenant, id);
+    Key::new(match nonce {
+        Some(nonce) => format!("{prefix}{digest}.{nonce}"),
+        None => format!("{prefix}{digest}"),
+    })
+}
+
+/// Whether the part called `name` belongs to the upload with this nonce.
+fn is_of(name: &str, nonce: Option<Uuid>) -> bool {
+    name.split_once('.').map(|(_, nonce)| nonce) == nonce.map(|nonce| nonce.to_string()).as_deref()
 }
 
 #[cfg(test)]

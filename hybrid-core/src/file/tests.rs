@@ -87,7 +87,7 @@ async fn an_erasure_that_broke_off_can_be_repeated() {
     let (shelf, tenant) = (shelf(), TenantId::single());
     let file = shelf.put(&tenant, b"bread", named("a")).await;
     // It came as far as the part.
-    shelf.store.delete(&part_key(&tenant, file.id, &file.parts[0].digest).unwrap()).await.unwrap();
+    shelf.store.delete(&part_key(&tenant, file.id, file.nonce, &file.parts[0].digest).unwrap()).await.unwrap();
     assert!(shelf.files.get(&tenant, file.id).await.unwrap().is_some());
     assert!(shelf.files.erase(&tenant, file.id).await.unwrap());
     assert_eq!(shelf.objects().await, 0);
@@ -159,7 +159,7 @@ async fn pages_hold_every_file_once_in_the_order_asked() {
 async fn a_changed_part_fails_before_a_byte_of_it_is_given_out() {
     let (shelf, tenant) = (shelf(), TenantId::single());
     let file = shelf.put(&tenant, b"bread", named("a")).await;
-    shelf.store.corrupt(&part_key(&tenant, file.id, &file.parts[0].digest).unwrap(), "breed".into());
+    shelf.store.corrupt(&part_key(&tenant, file.id, file.nonce, &file.parts[0].digest).unwrap(), "breed".into());
     assert_eq!(shelf.content(&tenant, &file).await.unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
@@ -176,4 +176,105 @@ async fn a_repeated_effect_is_the_file_that_the_first_attempt_made() {
     shelf.clock.advance(Duration::from_secs(5));
     assert_eq!(attempt("rolls").await, first);
     assert_eq!(shelf.content(&tenant, &first).await.unwrap(), b"bread");
+}
+
+#[tokio::test]
+async fn a_later_attempt_at_a_file_owes_nothing_to_the_age_of_an_earlier_one() {
+    let (shelf, tenant) = (shelf(), TenantId::single());
+    let id = FileId::next(&*shelf.ids);
+    let content = vec![1; FILE_PART_BYTES + 1];
+    let mut first = shelf.files.upload(&tenant, id);
+    first.write(content.clone().into()).await.unwrap();
+    shelf.clock.advance(ABANDONED + Duration::from_secs(1));
+    let mut second = shelf.files.upload(&tenant, id);
+    second.write(content.clone().into()).await.unwrap();
+    assert_eq!((shelf.files.sweep(&tenant).await.unwrap(), shelf.objects().await), (1, 1));
+    // Nor does one that gives up take the other's.
+    first.abandon().await.unwrap();
+    let file = second.finish(named("out")).await.unwrap();
+    assert_eq!(shelf.content(&tenant, &file).await.unwrap(), content);
+}
+
+#[tokio::test]
+async fn what_an_attempt_left_that_another_overtook_is_swept_and_the_file_stays() {
+    let (shelf, tenant) = (shelf(), TenantId::single());
+    let id = FileId::next(&*shelf.ids);
+    let mut lost = shelf.files.upload(&tenant, id);
+    lost.write(vec![1; FILE_PART_BYTES].into()).await.unwrap();
+    let mut won = shelf.files.upload(&tenant, id);
+    won.write("bread".into()).await.unwrap();
+    let file = won.finish(named("out")).await.unwrap();
+    assert_eq!((shelf.files.sweep(&tenant).await.unwrap(), shelf.objects().await), (0, 3));
+    shelf.clock.advance(ABANDONED + Duration::from_secs(1));
+    assert_eq!((shelf.files.sweep(&tenant).await.unwrap(), shelf.objects().await), (1, 2));
+    assert_eq!(shelf.content(&tenant, &file).await.unwrap(), b"bread");
+}
+
+/// A store whose first write of a descriptor arrives only after its writer has gone.
+#[derive(Clone, Debug)]
+struct Late {
+    inner: MemoryStore,
+    under_way: Arc<std::sync::Mutex<Option<(Key, Bytes)>>>,
+}
+
+#[async_trait::async_trait]
+impl ArtifactStore for Late {
+    async fn create(&self, key: &Key, bytes: Bytes) -> Result<()> {
+        if key.as_str().contains("/files/index/") {
+            *self.under_way.lock().unwrap() = Some((key.clone(), bytes));
+            return std::future::pending().await;
+        }
+        self.inner.create(key, bytes).await
+    }
+
+    async fn read(&self, key: &Key, options: ReadOptions) -> Result<Bytes> {
+        self.inner.read(key, options).await
+    }
+
+    async fn head(&self, key: &Key) -> Result<crate::ObjectMeta> {
+        self.inner.head(key).await
+    }
+
+    fn list(&self, prefix: &str, options: ListOptions) -> BoxStream<'static, Result<crate::ObjectMeta>> {
+        self.inner.list(prefix, options)
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.inner.delete(key).await
+    }
+}
+
+#[tokio::test]
+async fn a_file_whose_name_arrives_after_its_writer_gave_up_is_whole() {
+    let (shelf, tenant) = (shelf(), TenantId::single());
+    let late = Late { inner: shelf.store.clone(), under_way: Arc::default() };
+    let mut upload =
+        Files::new(Arc::new(late.clone()), Arc::new(shelf.clock.clone())).upload(&tenant, FileId::next(&*shelf.ids));
+    upload.write("bread".into()).await.unwrap();
+    {
+        let finish = std::pin::pin!(upload.finish(named("a")));
+        assert!(futures_util::FutureExt::now_or_never(finish).is_none());
+    }
+    let id = upload.id();
+    upload.abandon().await.unwrap();
+    let (key, bytes) = late.under_way.lock().unwrap().take().unwrap();
+    shelf.store.create(&key, bytes).await.unwrap();
+    let file = shelf.files.get(&tenant, id).await.unwrap().unwrap();
+    assert_eq!(shelf.content(&tenant, &file).await.unwrap(), b"bread");
+}
+
+#[tokio::test]
+async fn files_from_before_uploads_had_a_nonce_are_read_and_kept() {
+    let (shelf, tenant) = (shelf(), TenantId::single());
+    let id = FileId::next(&*shelf.ids);
+    let digest = Digest::of(b"bread");
+    shelf.store.create(&part_key(&tenant, id, None, &digest).unwrap(), "bread".into()).await.unwrap();
+    let text = format!(
+        r#"{{"format":"hybrid.file/1","id":"{id}","name":"a","purpose":"batch","bytes":5,"created":"2026-03-01T12:00:00Z","parts":[{{"digest":"{digest}","bytes":5}}]}}"#
+    );
+    shelf.store.create(&file_key(&tenant, id).unwrap(), text.into()).await.unwrap();
+    shelf.clock.advance(ABANDONED * 2);
+    assert_eq!(shelf.files.sweep(&tenant).await.unwrap(), 0);
+    let file = shelf.files.get(&tenant, id).await.unwrap().unwrap();
+    assert_eq!(shelf.content(&tenant, &file).await.unwrap(), b"bread");
 }

@@ -1,9 +1,11 @@
-use std::mem;
+use std::{future::ready, mem};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::TryStreamExt;
+use uuid::Uuid;
 
-use super::{FILE_PART_BYTES, FilePart, Files, StoredFile, file_key, part_key, parts_prefix};
-use crate::{ArtifactStoreExt, Digest, Document, ErrorKind, FileId, Result, TenantId, Timestamp};
+use super::{FILE_PART_BYTES, FilePart, Files, READS, StoredFile, file_key, is_of, part_key, parts_prefix};
+use crate::{ArtifactStoreExt, Digest, Document, ErrorKind, FileId, Key, ListOptions, Result, TenantId, Timestamp};
 
 /// A file on its way into the bucket: about one part of it is in memory.
 ///
@@ -15,9 +17,13 @@ pub struct FileUpload {
     files: Files,
     tenant: TenantId,
     id: FileId,
+    /// Its own, whoever else tries to make the same file.
+    nonce: Uuid,
     buffer: BytesMut,
     parts: Vec<FilePart>,
     bytes: u64,
+    /// The descriptor is on its way, and may arrive whatever becomes of the call.
+    naming: bool,
 }
 
 /// What a file is called and for.
@@ -40,7 +46,8 @@ impl NewFile {
 
 impl FileUpload {
     pub(super) fn new(files: Files, tenant: TenantId, id: FileId) -> Self {
-        Self { files, tenant, id, buffer: BytesMut::new(), parts: Vec::new(), bytes: 0 }
+        let nonce = files.ids.next_uuid();
+        Self { files, tenant, id, nonce, buffer: BytesMut::new(), parts: Vec::new(), bytes: 0, naming: false }
     }
 
     /// The id that the file will have.
@@ -85,8 +92,10 @@ impl FileUpload {
             bytes: self.bytes,
             created: self.files.clock.now(),
             expires,
+            nonce: Some(self.nonce),
             parts: mem::take(&mut self.parts),
         };
+        self.naming = true;
         match self.files.store.create(&file_key(&self.tenant, self.id)?, file.encode()?).await {
             Ok(()) => Ok(file),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -96,22 +105,29 @@ impl FileUpload {
         }
     }
 
-    /// Removes what was stored, unless it has become a file.
+    /// Removes what this upload has stored, unless [`finish`](Self::finish) came as far as naming it: then it is a file, or may become one when a write
+    /// that is still under way arrives, and what never does is left to [`Files::sweep`].
     ///
     /// # Errors
     /// Those of the store; [`Files::sweep`] takes what is left.
     pub async fn abandon(self) -> Result<()> {
-        if self.files.store.exists(&file_key(&self.tenant, self.id)?).await? {
+        if self.naming {
             return Ok(());
         }
-        self.files.delete_below(&parts_prefix(&self.tenant, self.id)).await
+        let prefix = parts_prefix(&self.tenant, self.id);
+        let store = &self.files.store;
+        // Another attempt's parts may lie beside its own.
+        let is_own = |key: &Key| key.as_str().strip_prefix(&prefix).is_some_and(|name| is_of(name, Some(self.nonce)));
+        let own = store.list(&prefix, ListOptions::default()).try_filter(|meta| ready(is_own(&meta.key)));
+        own.try_for_each_concurrent(READS, async |meta| store.delete(&meta.key).await).await
     }
 
     async fn store_part(&mut self) -> Result<()> {
         let bytes = mem::take(&mut self.buffer).freeze();
         let part = FilePart { digest: Digest::of(&bytes), bytes: bytes.len() as u64 };
-        // A part may be there: the same bytes twice in one file, or an earlier attempt's.
-        self.files.store.create_same(&part_key(&self.tenant, self.id, &part.digest)?, bytes).await?;
+        let key = part_key(&self.tenant, self.id, Some(self.nonce), &part.digest)?;
+        // A part may be there: the same bytes twice in one file.
+        self.files.store.create_same(&key, bytes).await?;
         self.parts.push(part);
         Ok(())
     }

@@ -99,7 +99,7 @@ impl Admitted {
     }
 }
 
-/// A file that is being received. Dropping it, as happens when the client disconnects, removes what came of it.
+/// A file that is being received. Dropping it, as happens when the client disconnects, removes what came of it, unless it is being named already.
 #[derive(Debug)]
 pub(crate) struct Uploading {
     call: Call,

@@ -389,7 +389,7 @@ async fn a_download_that_cannot_go_on_ends_before_its_announced_length() {
     let id = shop.upload("a", &bytes).await;
     let second = hybrid_core::Digest::of(&bytes[FILE_PART_BYTES..]);
     let parts = shop.store.list_all("t/a/files/parts/").await.unwrap();
-    let key = parts.into_iter().map(|meta| meta.key).find(|key| key.as_str().ends_with(&second.to_string())).unwrap();
+    let key = parts.into_iter().map(|meta| meta.key).find(|key| key.as_str().contains(&second.to_string())).unwrap();
     shop.store.corrupt(&key, "other".into());
     let (status, length, came, whole) = shop.content(&id).await;
     assert_eq!((status, length, came.len(), whole), (200, Some(bytes.len()), FILE_PART_BYTES, false));
