@@ -48,7 +48,10 @@ pub(super) async fn start(
                         detail = error.detail().map(tracing::field::display),
                         "download failed"
                     );
-                    let _ = out.send(Err(io::Error::other("the file cannot be read to its end"))).await;
+                    // A client that reads nothing more must not hold the call's place.
+                    drop(reading);
+                    let broken = Err(io::Error::other("the file cannot be read to its end"));
+                    let _ = select(pin!(out.send(broken)), clock.sleep(stall)).await;
                     return;
                 }
             };

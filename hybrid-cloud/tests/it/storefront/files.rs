@@ -428,6 +428,33 @@ async fn a_client_that_does_not_read_a_download_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_download_that_fails_gives_its_place_back_though_nobody_reads_it() {
+    const PIECE: usize = 256 * 1024;
+    let shop = shop_with(StorefrontLimits { requests: 1, ..StorefrontLimits::default() });
+    let bytes = noise(2 * FILE_PART_BYTES);
+    let id = shop.upload("a", &bytes).await;
+    let second = hybrid_core::Digest::of(&bytes[FILE_PART_BYTES..]).to_string();
+    let parts = shop.store.list_all("t/a/files/parts/").await.unwrap();
+    let key = parts.into_iter().map(|meta| meta.key).find(|key| key.as_str().contains(&second)).unwrap();
+    shop.store.corrupt(&key, "other".into());
+    let request = from("a", get(&format!("/v1/files/{id}/content")));
+    let mut body = soon(shop.router.clone().oneshot(request)).await.unwrap().into_body();
+    // The last piece of the first part waits to be read when the second part turns out to be bad.
+    let mut came = 0;
+    while came < FILE_PART_BYTES - PIECE {
+        came += soon(body.frame()).await.unwrap().unwrap().into_data().unwrap().len();
+    }
+    soon(async {
+        while shop.send(get("/v1/files")).await.status != 200 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(soon(body.frame()).await.unwrap().unwrap().into_data().unwrap().len(), PIECE);
+    assert!(soon(body.frame()).await.unwrap().is_err(), "and what is cut does not look whole");
+}
+
+#[tokio::test]
 async fn an_upload_goes_over_a_real_connection() {
     let (store, clock) = (MemoryStore::default(), noon());
     let storefront = files(&store, &clock).build().unwrap();
