@@ -47,13 +47,17 @@ pub(crate) fn status_of<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
 }
 
 /// Whether the service may have done what was asked although the call failed: no answer, half an answer, or an answer that comes from something
-/// that does not know. Who made a thing must look before it says that the thing is not there.
+/// that does not know. Who made a thing must look before it says that the thing is not there. What is judged is one attempt: of a call that the SDK
+/// has made several times, the last failure says nothing about those before.
 pub(crate) fn may_have_acted<E>(error: &SdkError<E, HttpResponse>) -> bool {
     match error {
         SdkError::ConstructionFailure(_) => false,
-        // What was never connected was never asked.
+        // What was never signed or connected was never asked. The rest, such as a connection that is reset, may have broken after the request was out.
         SdkError::DispatchFailure(failure) => {
-            !failure.is_user() && find::<CredentialsError>(failure_source(failure)).is_none()
+            let unsent = failure.is_user()
+                || find::<CredentialsError>(failure_source(failure)).is_some()
+                || find::<hyper_util::client::legacy::Error>(failure_source(failure)).is_some_and(|e| e.is_connect());
+            !unsent
         }
         SdkError::ServiceError(answer) => {
             let status = answer.raw().status().as_u16();

@@ -11,6 +11,7 @@ use hybrid_core::{Error, ErrorKind};
 use serde_json::Value;
 
 use super::retry::Retry;
+use crate::aws::may_have_acted;
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -155,7 +156,12 @@ impl Failure {
                 Self::new(ErrorKind::Timeout, Retry::Transient, "no connection in time").caused_by(chain(&error))
             }
             SdkError::DispatchFailure(_) => {
-                Self::new(ErrorKind::Unavailable, Retry::Transient, "the provider cannot be reached")
+                let in_doubt = may_have_acted(&error);
+                let message = match in_doubt {
+                    true => "the connection broke before an answer",
+                    false => "the provider cannot be reached",
+                };
+                Self { in_doubt, ..Self::new(ErrorKind::Unavailable, Retry::Transient, message) }
                     .caused_by(chain(&error))
             }
             // Nothing was sent: most often there are no credentials, or they cannot be renewed.

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use hybrid_core::{CallContext, IdSource, Result};
+use hybrid_core::{CallContext, Error, ErrorKind, IdSource, Result};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
@@ -86,7 +86,8 @@ impl Retrier {
         Self { policy, budget: Mutex::new(BUDGET), jitter: Mutex::new(jitter) }
     }
 
-    /// Runs `attempt` until it succeeds, may not be tried again, or the context ends it. The failure that is left says after how many tries.
+    /// Runs `attempt` until it succeeds, may not be tried again, or the context ends it. The failure that is left says after how many tries, and is in
+    /// doubt if any of them was: a later refusal does not undo what an earlier try may have cost.
     pub(super) async fn run<R, F>(
         &self,
         cx: &CallContext,
@@ -97,28 +98,32 @@ impl Retrier {
         F: Future<Output = std::result::Result<R, Failure>>,
     {
         let mut tries = 0;
+        let mut in_doubt = false;
+        let told = |error: Error, in_doubt: bool| if in_doubt { error.in_doubt() } else { error };
         loop {
             tries += 1;
-            let failure = match cx.run(operation, async { Ok(attempt().await) }).await? {
+            let tried = cx.run(operation, async { Ok(attempt().await) }).await;
+            let failure = match tried.map_err(|error| told(error, in_doubt))? {
                 Ok(answer) => {
                     self.succeeded();
                     return Ok(answer);
                 }
                 Err(failure) => failure,
             };
+            in_doubt |= failure.in_doubt || failure.kind == ErrorKind::Timeout;
             let wait = self.wait(&failure, tries);
             let in_time =
                 |wait: &Duration| cx.deadline.is_none_or(|deadline| deadline.since(cx.clock.monotonic()) > *wait);
             match wait.filter(in_time) {
                 Some(wait) => {
                     let sleep = cx.clock.sleep(wait);
-                    cx.run(operation, async {
+                    let waited = cx.run(operation, async {
                         sleep.await;
                         Ok(())
-                    })
-                    .await?;
+                    });
+                    waited.await.map_err(|error| told(error, in_doubt))?;
                 }
-                None => return Err(failure.into_error(operation).with("tries", tries)),
+                None => return Err(told(failure.into_error(operation).with("tries", tries), in_doubt)),
             }
         }
     }

@@ -69,7 +69,8 @@ impl Http {
         })
     }
 
-    /// Sends a request until the server answers with success or nothing is left to try.
+    /// Sends a request until the server answers with success or nothing is left to try. The error that is left is in doubt if any try was: a later
+    /// refusal does not undo what an earlier one may have cost.
     pub(super) async fn post(
         &self,
         cx: &CallContext,
@@ -79,31 +80,36 @@ impl Http {
     ) -> Result<Response> {
         let url = format!("{}/{path}", self.base);
         let mut attempt = 1;
+        let mut in_doubt = false;
+        let told = |error: Error, in_doubt: bool| if in_doubt { error.in_doubt() } else { error };
         loop {
             let mut request = self.client.post(&url).header("x-request-id", cx.request.as_str());
             if let Some(trace) = &cx.trace {
                 request = request.header("traceparent", trace);
             }
             let request = fill(request)?;
-            let Refusal { error, again } = match cx.run(operation, async { Ok(request.send().await) }).await? {
+            let sent = cx.run(operation, async { Ok(request.send().await) }).await;
+            let refused = match sent.map_err(|error| told(error, in_doubt))? {
                 Ok(response) if response.status().is_success() => return Ok(response),
-                Ok(response) => self.refusal(cx, operation, response).await?,
-                Err(error) => Refusal { error: transport(operation, error), again: true },
+                Ok(response) => self.refusal(cx, operation, response).await,
+                Err(error) => Ok(Refusal { error: transport(operation, error), again: true }),
             };
+            let Refusal { error, again } = refused.map_err(|error| told(error, in_doubt))?;
+            in_doubt |= error.is_in_doubt();
             if !again || attempt >= self.retry.attempts {
-                return Err(error.with("attempts", attempt));
+                return Err(told(error.with("attempts", attempt), in_doubt));
             }
             let wait = error.retry_after().unwrap_or_else(|| self.back_off(cx, attempt));
             let late = cx.deadline.is_some_and(|deadline| wait >= deadline.since(cx.clock.monotonic()));
             if wait > self.retry.longest_wait || late {
-                return Err(error.with("attempts", attempt));
+                return Err(told(error.with("attempts", attempt), in_doubt));
             }
             tracing::debug!(%error, attempt, ?wait, "a call is tried again");
-            cx.run(operation, async {
+            let waited = cx.run(operation, async {
                 cx.clock.sleep(wait).await;
                 Ok(())
-            })
-            .await?;
+            });
+            waited.await.map_err(|error| told(error, in_doubt))?;
             attempt += 1;
         }
     }

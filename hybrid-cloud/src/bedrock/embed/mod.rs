@@ -25,7 +25,7 @@ const PARALLEL: usize = 8;
 ///
 /// # Behavior
 /// - A request of any length is answered: Titan takes one text in a call, Cohere 96, and eight calls run beside each other. If one fails, the request
-///   does.
+///   does, and its error is [in doubt](Error::is_in_doubt) whatever it is, since the calls beside it are paid for.
 /// - Nothing is cut unless the request says so. A text that is too long is refused by the model, as
 ///   [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput), or here as [`TooLarge`](hybrid_core::ErrorKind::TooLarge) where the limit is in
 ///   characters; Titan cannot cut at all. Cohere does not say what it cut, so that a reply to a request that allows it is noted `truncated` always.
@@ -113,8 +113,11 @@ impl InferenceBackend<Embed> for BedrockEmbed {
             Model::TitanV2 => titan::batches(request)?,
             Model::Cohere(version) => cohere::batches(version, request, &mut notes)?,
         };
+        let several = batches.len() > 1;
         let calls = batches.into_iter().map(|batch| self.ask(cx, batch, normalize));
-        let answers: Vec<_> = stream::iter(calls).buffered(PARALLEL).try_collect().await?;
+        let answers = stream::iter(calls).buffered(PARALLEL).try_collect::<Vec<_>>().await;
+        // One call's refusal says nothing of the others: some have been answered, or are at work.
+        let answers = answers.map_err(|error| if several { error.in_doubt() } else { error })?;
         let counted = answers.iter().map(|answer| answer.tokens).sum::<Option<u64>>();
         let embeddings: Vec<_> = answers.into_iter().flat_map(|answer| answer.vectors).collect();
         if embeddings.windows(2).any(|pair| pair[0].len() != pair[1].len()) {

@@ -56,6 +56,9 @@ impl Connection {
     /// Sends a reply. An error means that the connection is of no more use.
     pub(super) fn answer(&mut self, request: &Request, reply: Reply, stopped: &AtomicBool) -> io::Result<()> {
         let Reply { body, fault, gate: _, headers } = reply;
+        if fault == Some(Fault::HangUp) {
+            return self.cut();
+        }
         let streams = request.operation().ends_with("-stream");
         let (status, content_type, mut bytes) = match body {
             Body::Answer(answer) if streams => (200, EVENT_STREAM, answer.stream()),
@@ -66,7 +69,7 @@ impl Connection {
         let whole = bytes.len();
         let mut end = End::Good;
         match fault {
-            None => {}
+            None | Some(Fault::HangUp) => {}
             Some(Fault::EndAt(at)) => bytes.truncate(at),
             Some(Fault::CutAt(at)) => {
                 bytes.truncate(at);
@@ -110,12 +113,16 @@ impl Connection {
         match end {
             End::Good if chunked => self.writer.write_all(b"0\r\n\r\n"),
             End::Good => Ok(()),
-            End::Cut => self.writer.shutdown(Shutdown::Both).and(Err(io::ErrorKind::ConnectionAborted.into())),
+            End::Cut => self.cut(),
             End::Stall => {
                 self.hold(stopped)?;
                 Err(io::ErrorKind::ConnectionAborted.into())
             }
         }
+    }
+
+    fn cut(&mut self) -> io::Result<()> {
+        self.writer.shutdown(Shutdown::Both).and(Err(io::ErrorKind::ConnectionAborted.into()))
     }
 
     /// Holds the connection until the client hangs up or the server stops.

@@ -104,6 +104,8 @@ pub enum Body {
 /// What goes wrong. Bytes of the body are counted from 0, without HTTP's framing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
+    /// The request is read and the connection closed, without a byte of an answer.
+    HangUp,
     /// The body ends before this byte, in good order for HTTP.
     EndAt(usize),
     /// The connection is closed before this byte.

@@ -11,6 +11,6 @@ mod places;
 mod requests;
 mod responses;
 mod retries;
-mod rig;
+pub(crate) mod rig;
 mod shapes;
 mod wire;

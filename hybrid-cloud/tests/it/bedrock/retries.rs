@@ -1,8 +1,17 @@
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use hybrid_cloud::testkit::bedrock::{Answer, BedrockServer, Fault, Gate, Reply};
+use hybrid_cloud::{
+    bedrock::{Bedrock, ModelOptions},
+    testkit::bedrock::{Answer, BedrockServer, Fault, Gate, Reply},
+};
 use hybrid_core::{
-    ErrorKind, InferenceBackend, ManualClock,
+    BoxFuture, Clock, ErrorKind, InferenceBackend, ManualClock, Monotonic, Timestamp,
     inference::collect_reply,
     task::{Chat, ChatRequest},
 };
@@ -137,22 +146,47 @@ async fn what_the_model_refuses_is_not_asked_again() {
     assert_eq!((error.context("original_status"), error.context("resource")), (Some("400"), Some("arn:x")), "{error}");
 }
 
-#[tokio::test]
-async fn a_wait_ends_when_the_caller_cancels() {
-    let server = BedrockServer::start().unwrap();
-    server.otherwise(|_| Reply::error(503, "ServiceUnavailableException", "away"));
-    let clock = ManualClock::default();
-    let cx = rig::context_at(clock.clone());
-    let backend = rig::chat(&server, rig::NOVA);
-    let cancel = cx.cancel.clone();
-    let call = tokio::spawn(async move { backend.infer(&cx, ChatRequest::user("hi")).await });
-    // The call's own limit is dropped with the call: what sleeps then is the wait.
-    while server.calls() == 0 || clock.sleepers() != 1 {
-        tokio::task::yield_now().await;
+/// A clock on which nothing ends, and that tells of the waits between tries.
+#[derive(Clone, Debug, Default)]
+struct Still(Arc<AtomicUsize>);
+
+impl Clock for Still {
+    fn now(&self) -> Timestamp {
+        Timestamp::UNIX_EPOCH
     }
-    cancel.cancel();
-    assert_eq!(call.await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
-    assert_eq!(server.calls(), 1);
+
+    fn monotonic(&self) -> Monotonic {
+        ManualClock::default().monotonic()
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        // The limit of a call is longer.
+        self.0.fetch_add(usize::from(duration < Duration::from_secs(90)), Ordering::Relaxed);
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test]
+async fn a_wait_ends_when_the_caller_cancels_and_forgets_no_cost() {
+    for (reply, in_doubt) in [
+        (Reply::error(503, "ServiceUnavailableException", "away"), false),
+        (Reply::from(Answer::text("hi")).with_fault(Fault::HangUp), true),
+    ] {
+        let server = BedrockServer::start().unwrap();
+        server.otherwise(move |_| reply.clone());
+        let clock = Still::default();
+        let cx = rig::context_at(clock.clone());
+        let backend = rig::chat(&server, rig::NOVA);
+        let cancel = cx.cancel.clone();
+        let call = tokio::spawn(async move { backend.infer(&cx, ChatRequest::user("hi")).await });
+        while clock.0.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        cancel.cancel();
+        let error = call.await.unwrap().unwrap_err();
+        assert_eq!((error.kind(), error.is_in_doubt()), (ErrorKind::Cancelled, in_doubt), "{error}");
+        assert_eq!(server.calls(), 1);
+    }
 }
 
 #[tokio::test]
@@ -171,4 +205,40 @@ async fn a_call_ends_at_its_deadline_though_the_service_says_nothing() {
     clock.advance(Duration::from_secs(30));
     assert_eq!(call.await.unwrap().unwrap_err().kind(), ErrorKind::Timeout);
     gate.open();
+}
+
+/// The failure that is left after these replies.
+async fn left_after(replies: impl IntoIterator<Item = Reply>) -> hybrid_core::Error {
+    let server = BedrockServer::start().unwrap();
+    server.script(replies);
+    let backend = rig::chat(&server, rig::NOVA);
+    backend.infer(&rig::context_at(Hasty::default()), ChatRequest::user("hi")).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn what_a_try_may_have_cost_no_later_refusal_undoes() {
+    let hang_up = || Reply::from(Answer::text("hi")).with_fault(Fault::HangUp);
+    let throttled = || Reply::error(429, "ThrottlingException", "slow down");
+    let late = || Reply::error(408, "ModelTimeoutException", "too slow");
+    let refused = || Reply::error(400, "ValidationException", "no");
+    for (replies, kind, in_doubt) in [
+        (vec![throttled(), throttled(), throttled()], ErrorKind::RateLimited, false),
+        (vec![throttled(), refused()], ErrorKind::InvalidInput, false),
+        (vec![hang_up(), hang_up(), hang_up()], ErrorKind::Unavailable, true),
+        (vec![hang_up(), throttled(), throttled()], ErrorKind::RateLimited, true),
+        (vec![hang_up(), refused()], ErrorKind::InvalidInput, true),
+        (vec![late(), refused()], ErrorKind::InvalidInput, true),
+    ] {
+        let error = left_after(replies.clone()).await;
+        assert_eq!((error.kind(), error.is_in_doubt()), (kind, in_doubt), "{replies:?}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_never_connected_costs_nothing() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let bedrock = Bedrock::new(&rig::config(&format!("http://{nobody}")), rig::options()).unwrap();
+    let backend = bedrock.chat(ModelOptions::new(rig::NOVA)).unwrap();
+    let error = backend.infer(&rig::context_at(Hasty::default()), ChatRequest::user("hi")).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_in_doubt()), (ErrorKind::Unavailable, false), "{error}");
 }

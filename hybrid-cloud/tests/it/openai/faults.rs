@@ -174,3 +174,25 @@ async fn a_whole_answer_that_is_cut_or_not_in_form_is_an_error() {
         assert_eq!(reply.unwrap_err().kind(), kind, "{body}");
     }
 }
+
+#[tokio::test]
+async fn what_a_try_may_have_cost_no_later_refusal_undoes() {
+    for (first, in_doubt) in [(429, false), (408, true)] {
+        let (server, backend) = backend().await;
+        server.answer(Answer::error(first, "later", "not now"));
+        server.answer(Answer::error(400, "no", "never"));
+        let (cx, clock) = context();
+        let call = tokio::spawn(async move { whole(&backend, &cx).await });
+        let error = soon(async {
+            while !call.is_finished() {
+                if clock.sleepers() > 0 {
+                    clock.advance(Duration::from_secs(60));
+                }
+                tokio::task::yield_now().await;
+            }
+            call.await.unwrap().unwrap_err()
+        })
+        .await;
+        assert_eq!((error.kind(), error.is_in_doubt()), (ErrorKind::InvalidInput, in_doubt), "{first}: {error}");
+    }
+}

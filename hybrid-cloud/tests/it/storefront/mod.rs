@@ -5,6 +5,8 @@ mod classify;
 #[cfg(feature = "jwt")]
 mod credentials;
 mod edge;
+#[cfg(all(feature = "bedrock", feature = "testkit"))]
+mod embeddings;
 mod files;
 mod identity;
 mod jobs;
