@@ -93,6 +93,7 @@ impl OpenAiCompatible {
             model: Some(self.inner.config.model.clone()),
             input,
             dimensions,
+            input_type: None,
             // Not every local server knows the other form.
             encoding_format: Some("float".into()),
             user: None,

@@ -3,7 +3,7 @@
 use axum::Json;
 use hybrid_core::{
     Error, Result, Task,
-    task::{Embed, EmbedRequest},
+    task::{Embed, EmbedKind, EmbedRequest},
 };
 use serde_json::Value;
 
@@ -16,7 +16,8 @@ use crate::wire::{
 const READ: &str = "read embedding request";
 
 pub(super) async fn embed(admitted: Admitted, json: JsonText) -> Result<Json<EmbeddingList>, ApiError> {
-    let EmbeddingRequest { model, input, dimensions, encoding_format, user: _ } = json.parse()?;
+    let EmbeddingRequest { model, input, dimensions, input_type, encoding_format, user: _ } = json.parse()?;
+    let kind = input_type.as_deref().map(read_kind).transpose()?;
     let base64 = match encoding_format.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
@@ -29,10 +30,11 @@ pub(super) async fn embed(admitted: Admitted, json: JsonText) -> Result<Json<Emb
     }
     let model = admitted.model::<Embed>(model.as_deref())?;
     let asked = texts.len();
-    let request = EmbedRequest { dimensions, ..EmbedRequest::many(texts) };
+    let request = EmbedRequest { dimensions, kind, ..EmbedRequest::many(texts) };
     Embed::validate(&request).map_err(|error| in_our_words(error, several))?;
 
-    let reply = admitted.infer(&model, request).await?;
+    let answered = admitted.infer(&model, request).await;
+    let reply = answered.map_err(|error| error.of_field(|field| our_field(field, several)))?;
     let vectors = reply.response.embeddings;
     if vectors.len() != asked {
         return Err(Error::corrupt("embed", "the backend answered another number of texts than was asked")
@@ -73,13 +75,31 @@ fn read_input(input: Value) -> Result<(Vec<String>, bool)> {
     }
 }
 
-/// The task's own words about its `inputs`, said of the body's `input`.
+fn read_kind(input_type: &str) -> Result<EmbedKind> {
+    Ok(match input_type {
+        "search_query" | "query" => EmbedKind::Query,
+        "search_document" | "document" | "passage" => EmbedKind::Document,
+        "classification" => EmbedKind::Classification,
+        "clustering" => EmbedKind::Clustering,
+        _ => {
+            let message = "must be search_query, search_document, classification or clustering";
+            return Err(refuse(READ, "input_type", message));
+        }
+    })
+}
+
+/// The task's own words about its fields, said of the body's.
 fn in_our_words(error: Error, several: bool) -> Error {
-    let field = error.context("field").unwrap_or_default();
-    let field = match field.strip_prefix("inputs") {
+    let field = our_field(error.context("field").unwrap_or_default(), several);
+    Error::new(error.kind(), READ, error.message().to_owned()).with("field", field)
+}
+
+/// What a field of the task is called in the body.
+fn our_field(field: &str, several: bool) -> String {
+    match field.strip_prefix("inputs") {
         Some(at) if several => format!("input{at}"),
         Some(_) => "input".to_owned(),
+        None if field == "kind" => "input_type".to_owned(),
         None => field.to_owned(),
-    };
-    Error::new(error.kind(), READ, error.message().to_owned()).with("field", field)
+    }
 }

@@ -68,6 +68,18 @@ impl ApiError {
         self
     }
 
+    /// Calls the field at fault by another name, in the message too.
+    pub(super) fn of_field(mut self, name: impl FnOnce(&str) -> String) -> Self {
+        if let Some(param) = self.param.take() {
+            let named = name(&param);
+            if let Some(said) = self.message.strip_prefix(&param) {
+                self.message = format!("{named}{said}");
+            }
+            self.param = Some(named);
+        }
+        self
+    }
+
     pub(super) fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, INVALID, "not_found", "no such route; see GET /v1/models for what is offered")
     }

@@ -18,6 +18,10 @@ pub(crate) struct EmbeddingRequest {
     pub(crate) input: Value,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) dimensions: Option<u32>,
+    /// What the vectors are for, which some models must know: `search_query` (or `query`), `search_document` (or `document`, `passage`),
+    /// `classification` or `clustering`. The OpenAI API has no such field; Cohere's has it by this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) input_type: Option<String>,
     /// `float` or `base64`: little-endian 32-bit floats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) encoding_format: Option<String>,

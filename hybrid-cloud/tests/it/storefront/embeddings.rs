@@ -57,3 +57,38 @@ async fn texts_beside_one_that_is_refused_are_paid_for() {
         assert_eq!(codes.last().unwrap() == "insufficient_quota", !free, "{input}: {codes:?}");
     }
 }
+
+#[tokio::test]
+async fn what_vectors_are_for_reaches_a_model_that_must_know() {
+    let server = BedrockServer::start().unwrap();
+    server.otherwise(|_| {
+        let vectors = json!({ "embeddings": { "float": [[1.0, 0.0]] } });
+        Reply::json(vectors).with_header("x-amzn-bedrock-input-token-count", "1")
+    });
+    let router = shop(&server, "cohere.embed-v4:0");
+    for (asked, told) in [
+        ("search_query", "search_query"),
+        ("query", "search_query"),
+        ("search_document", "search_document"),
+        ("document", "search_document"),
+        ("passage", "search_document"),
+        ("classification", "classification"),
+        ("clustering", "clustering"),
+    ] {
+        let answer = ask(&router, json!({ "input": "rye", "input_type": asked })).await;
+        assert_eq!(answer.status, 200, "{asked}: {answer:?}");
+        assert_eq!(server.requests().last().unwrap().body["input_type"], told);
+    }
+    let asked = server.calls();
+    for body in [json!({ "input": "rye" }), json!({ "input": "rye", "input_type": "image" })] {
+        let refused = ask(&router, body).await;
+        assert_eq!((refused.status, refused.error("param")), (400, "input_type"), "{refused:?}");
+        assert!(refused.error("message").starts_with("input_type "), "{refused:?}");
+    }
+    assert_eq!(server.calls(), asked);
+    // A backend's words about its inputs are said of the body's.
+    let router = shop(&server, "cohere.embed-multilingual-v3");
+    let long = json!({ "input": ["rye", "x".repeat(2049)], "input_type": "query" });
+    let refused = ask(&router, long).await;
+    assert_eq!((refused.status, refused.error("param")), (413, "input[1]"), "{refused:?}");
+}
