@@ -131,6 +131,14 @@ impl Error {
         &self.0.message
     }
 
+    /// The message with the `field` and the `limit` that the context names: what whoever asked may read. The rest of the context and the cause may name
+    /// paths, hosts and other things of the side that failed.
+    pub fn public_message(&self) -> String {
+        let field = self.context("field").map_or_else(String::new, |field| format!("{field} "));
+        let limit = self.context("limit").map_or_else(String::new, |limit| format!(" (limit: {limit})"));
+        format!("{field}{}{limit}", self.message())
+    }
+
     /// The value recorded for `name`, if any.
     pub fn context(&self, name: &str) -> Option<&str> {
         self.0.context.iter().find(|(n, _)| *n == name).map(|(_, value)| value.as_str())

@@ -71,6 +71,6 @@ pub struct JobEnd {
 pub struct JobFailure {
     /// What kind of failure.
     pub kind: ErrorKind,
-    /// The error as text, for people who may see the kitchen's own names.
+    /// What is wrong, in words that name nothing of the kitchen's own: no path, no host.
     pub message: String,
 }

@@ -296,7 +296,7 @@ impl From<Error> for ApiError {
                 Some("the storefront failed; nothing is wrong with the request"),
             ),
         };
-        let message = generic.map_or_else(|| said_to_the_caller(&error), str::to_owned);
+        let message = generic.map_or_else(|| error.public_message(), str::to_owned);
         let retry_after = error.retry_after().or_else(|| error.is_temporary().then_some(RETRY));
         let param = error.context("field").filter(|_| generic.is_none()).map(str::to_owned);
         Self { param, retry_after, detail: Some(Arc::new(error)), ..Self::new(status, kind, code, message) }
@@ -320,13 +320,6 @@ impl IntoResponse for ApiError {
 /// Whole seconds, rounded up: a caller that obeys is never early.
 fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
-}
-
-/// The message with the field and the limit it names; other context may name what is the storefront's own.
-fn said_to_the_caller(error: &Error) -> String {
-    let field = error.context("field").map_or_else(String::new, |field| format!("{field} "));
-    let limit = error.context("limit").map_or_else(String::new, |limit| format!(" (limit: {limit})"));
-    format!("{field}{}{limit}", error.message())
 }
 
 /// The first `chars` characters, so that an error never sends a large request back.

@@ -94,13 +94,13 @@ pub struct JobResult {
     pub kind: JobKind,
     /// How it ended.
     pub outcome: Outcome,
-    /// The worker that ended it.
+    /// The worker that ended it; `outbox` where the queue would not take the order.
     pub worker: String,
     /// When that worker began this attempt, by its wall clock.
     pub started: Timestamp,
     /// When it ended.
     pub finished: Timestamp,
-    /// Which delivery it was, from one; counted anew after a redrive.
+    /// Which delivery it was, from one; counted anew after a redrive. None at all where no worker has had it.
     pub attempts: u32,
     /// The customer request that led to the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -131,15 +131,18 @@ pub enum Outcome {
 pub struct Failure {
     /// The error's kind in snake case, such as `invalid_input`.
     pub kind: String,
-    /// The error as text.
+    /// What is wrong, with the field and the limit it names and nothing else: fit for whoever ordered the job.
     pub message: String,
+    /// The whole error with its context and causes, for those who run the kitchen: it may name paths and hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 impl Failure {
     /// The failure that `error` is.
     pub fn new(error: &Error) -> Self {
         let name = KINDS.iter().find(|(kind, _)| *kind == error.kind()).map_or("internal", |(_, name)| name);
-        Self { kind: name.to_owned(), message: error.to_string() }
+        Self { kind: name.to_owned(), message: error.public_message(), detail: Some(error.to_string()) }
     }
 
     /// The error's kind; [`Internal`](ErrorKind::Internal) for a name that this version does not know.
@@ -181,7 +184,11 @@ impl JobResult {
                     .with_source(error)
             }),
             Outcome::Failure(failure) => {
-                Err(Error::new(failure.error_kind(), "run job", failure.message.clone()).with("job", self.job))
+                let error = Error::new(failure.error_kind(), "run job", failure.message.clone()).with("job", self.job);
+                Err(match &failure.detail {
+                    Some(detail) => error.with_source(detail.clone()),
+                    None => error,
+                })
             }
         }
     }

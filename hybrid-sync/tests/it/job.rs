@@ -175,8 +175,37 @@ fn a_failures_kind_has_its_name_for_good() {
         let failure = Failure::new(&Error::new(kind, "work", "it failed"));
         assert_eq!((failure.kind.as_str(), failure.error_kind()), (name, kind));
     }
-    let unknown = Failure { kind: "from_the_future".to_owned(), message: String::new() };
+    let unknown = Failure { kind: "from_the_future".to_owned(), message: String::new(), detail: None };
     assert_eq!(unknown.error_kind(), ErrorKind::Internal);
     let json = serde_json::to_value(Outcome::Failure(unknown)).unwrap();
     assert_eq!(json, json!({ "failure": { "kind": "from_the_future", "message": "" } }));
+}
+
+#[test]
+fn what_a_customer_may_read_of_a_failure_names_nothing_of_the_kitchen() {
+    for kind in [
+        ErrorKind::NotFound,
+        ErrorKind::InvalidInput,
+        ErrorKind::TooLarge,
+        ErrorKind::Corrupt,
+        ErrorKind::Unsupported,
+        ErrorKind::Untrusted,
+        ErrorKind::PolicyDenied,
+        ErrorKind::PermissionDenied,
+        ErrorKind::Internal,
+    ] {
+        let error = Error::new(kind, "read rows", "must be UTF-8")
+            .with("path", "/Users/anna/kitchen/rows")
+            .with("field", "rows[3]")
+            .with("limit", 10)
+            .with_source("open mac-studio.local");
+        let failure = Failure::new(&error);
+        assert_eq!(failure.message, "rows[3] must be UTF-8 (limit: 10)", "{kind:?}");
+        assert_eq!(failure.detail, Some(error.to_string()), "the kitchen's people read it all");
+        // Whoever runs the kitchen still hears the cause; the message of that error is the customer's too.
+        let told = result(&job(&SeededIds::default()), Outcome::Failure(failure)).output::<Value>().unwrap_err();
+        assert!(told.to_string().contains("mac-studio") && !told.message().contains("anna"), "{told}");
+    }
+    let old: Outcome = serde_json::from_str(r#"{"failure":{"kind":"corrupt","message":"x"}}"#).unwrap();
+    assert_eq!(old, Outcome::Failure(Failure { kind: "corrupt".into(), message: "x".into(), detail: None }));
 }
