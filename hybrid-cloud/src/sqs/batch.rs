@@ -81,6 +81,8 @@ fn refusal(operation: &'static str, entry: &BatchResultErrorEntry) -> Error {
         "AccessDenied" | "AccessDeniedException" | "KmsAccessDenied" => {
             (ErrorKind::PermissionDenied, "the credentials in use may not do this")
         }
+        // The queue's key cannot be used, for whatever reason: nothing is wrong with the entry.
+        code if code.starts_with("Kms") => (ErrorKind::PermissionDenied, "the queue's key cannot be used"),
         _ if entry.sender_fault => (ErrorKind::InvalidInput, "the queue refuses the entry"),
         _ => (ErrorKind::Unavailable, "the queue could not take the entry"),
     };
@@ -134,6 +136,7 @@ mod tests {
             ("AWS.SimpleQueueService.MessageNotInflight", true, ErrorKind::LeaseLost),
             ("RequestThrottled", true, ErrorKind::RateLimited),
             ("InvalidMessageContents", true, ErrorKind::InvalidInput),
+            ("KmsDisabled", true, ErrorKind::PermissionDenied),
             ("SomethingNew", false, ErrorKind::Unavailable),
         ] {
             assert_eq!(refusal("test", &failed("0", code, sender_fault)).kind(), expected, "{code}");

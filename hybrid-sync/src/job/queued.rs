@@ -57,15 +57,18 @@ impl QueuedJobs {
 
     /// Sends all orders that wait now; answers with how many messages the queue took.
     ///
+    /// An order that the queue refuses holds up no other. One that it will never take, being over the queue's own limit, ends the job: its result is the
+    /// refusal, and that is no error here.
+    ///
     /// # Errors
-    /// Those of outbox and queue; what is not on the queue stays on the list.
+    /// Those of outbox, queue and bucket, the first after all that could be carried; what is not on the queue stays on the list.
     /// [`Unsupported`](ErrorKind::Unsupported) if a newer version of this software has left orders here: upgrade again.
     ///
     /// # Cancel safety
     /// Dropping it loses nothing.
     pub async fn drain(&self) -> Result<u64> {
         match &self.waiting {
-            Some(waiting) => waiting.drain(&*self.queue, &*self.store).await,
+            Some(waiting) => waiting.drain(&*self.queue, &*self.store, &*self.clock).await,
             None => Ok(0),
         }
     }
