@@ -76,6 +76,10 @@ impl ChannelReader {
         &self.channel
     }
 
+    pub(super) fn releases(&self) -> &[PublicKey] {
+        &self.releases
+    }
+
     /// The latest time seen: the clock's, unless it was later before.
     pub fn now(&self) -> Timestamp {
         let now = self.clock.now();

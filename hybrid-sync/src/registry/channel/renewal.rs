@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hybrid_core::{Cancellation, Clock, Result, Signer};
+use hybrid_core::{Cancellation, Clock, Error, ErrorKind, Result, Signer};
 
-use super::{ChannelReader, Head, Release};
+use super::{super::PublicKey, ChannelReader, Head, Release};
 
 /// Between two looks of [`Renewer::run`].
 const LOOK_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -15,7 +15,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(60 * 60);
 /// version. It runs where the release key is, in the kitchen.
 ///
 /// # Behavior
-/// - It signs only what its own [`ChannelReader`] has accepted, so a bucket that was rolled back does not get an old version signed anew.
+/// - It signs only what its own [`ChannelReader`] has accepted, by the keys that this reader trusts, so a bucket that was rolled back does not get an old
+///   version signed anew. A key that was rotated signs as soon as it is among them.
 /// - Any number of renewers at one statement append one.
 /// - A statement that expired before the reader accepted its version is not renewed: a person decides, by [`Channel::renew`](super::Channel::renew).
 ///
@@ -54,13 +55,22 @@ impl Renewer {
     /// Looks once, and appends a statement if the newest holds for less than half of the time; answers that statement.
     ///
     /// # Errors
-    /// As [`ChannelReader::look`] and [`Channel::renew`](super::Channel::renew). After an error the channel is what it was.
+    /// [`Untrusted`](ErrorKind::Untrusted) if the reader does not trust the signer's key; those of [`ChannelReader::look`] and
+    /// [`Channel::renew`](super::Channel::renew). After an error the channel is what it was.
     pub async fn look(&mut self) -> Result<Option<Head>> {
+        let ours = PublicKey::from_pem(self.signer.public_key_pem())?;
+        if !self.reader.releases().contains(&ours) {
+            let message =
+                "the release key in use is not one that the reader trusts; add it to the trust of every reader first";
+            let channel = self.reader.channel();
+            return Err(Error::new(ErrorKind::Untrusted, "renew channel", message)
+                .with("channel", format_args!("{}/{}", channel.model(), channel.name()))
+                .with("key", ours.fingerprint()));
+        }
         let look = self.reader.look().await?;
-        let (channel, now) = (self.reader.channel(), self.reader.now());
-        let keys = channel.keys(&*self.signer)?;
+        let (channel, now, keys) = (self.reader.channel(), self.reader.now(), self.reader.releases());
         // What is not what the reader has accepted is for the next look.
-        let Some(head) = channel.head(&keys).await?.filter(|head| head.digest == look.floor.statement) else {
+        let Some(head) = channel.head(keys).await?.filter(|head| head.digest == look.floor.statement) else {
             return Ok(None);
         };
         if head.statement.expires.since(now) > self.valid_for / 2 {
@@ -73,7 +83,7 @@ impl Renewer {
             // The same for all renewers of this statement: whoever comes second has renewed it too.
             nonce: format!("renewal of {}", head.digest),
         };
-        channel.append_after(Some(head), release, &*self.signer, now, self.valid_for, &keys).await.map(Some)
+        channel.append_after(Some(head), release, &*self.signer, now, self.valid_for, keys).await.map(Some)
     }
 
     /// Looks every hour until `stop` is raised. What goes wrong is logged, and tried again at the next look.

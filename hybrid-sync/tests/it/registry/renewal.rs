@@ -123,3 +123,34 @@ async fn the_registry_names_its_channels() {
         channels.iter().map(|channel| (channel.model(), channel.name())).collect();
     assert_eq!(names, [(&model(), &ChannelName::stable())]);
 }
+
+#[tokio::test]
+async fn a_rotated_key_renews_what_the_old_one_signed() {
+    let (site, clock) = (Site::new(), ManualClock::at(now()));
+    site.release(1, None).await;
+    let new = FileSigner::generate(&site.cache("rotated.pem")).unwrap();
+    let mut trust = site.trust();
+    trust.releases.push(new.public_key().clone());
+    let floor = Arc::new(MemoryFloor::default());
+    let reader = ChannelReader::open(site.channel(), &trust, floor, Arc::new(clock.clone())).await.unwrap();
+    clock.advance(60 * DAY);
+    let head = Renewer::new(reader, Arc::new(new), 90 * DAY).look().await.unwrap().unwrap();
+    assert_eq!(head.statement.seq, 2);
+    assert_eq!(site.channel().head(&trust.releases).await.unwrap().unwrap(), head);
+}
+
+#[tokio::test]
+async fn a_key_that_readers_do_not_trust_signs_nothing() {
+    let (site, clock) = (Site::new(), ManualClock::at(now()));
+    site.release(1, None).await;
+    let stranger = FileSigner::generate(&site.cache("stranger.pem")).unwrap();
+    let floor = Arc::new(MemoryFloor::default());
+    // A channel whose writers know the old key: what they accept is not what readers accept.
+    let channel = site.channel().with_release_keys(site.trust().releases);
+    let reader = ChannelReader::open(channel, &site.trust(), floor, Arc::new(clock.clone())).await.unwrap();
+    clock.advance(60 * DAY);
+    let error = Renewer::new(reader, Arc::new(stranger), 90 * DAY).look().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Untrusted);
+    assert!(error.to_string().contains("add it to the trust"), "{error}");
+    assert_eq!(newest(&site).await, (1, 90), "nothing was appended");
+}
