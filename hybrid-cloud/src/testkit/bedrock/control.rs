@@ -46,6 +46,8 @@ struct State {
     things: Vec<Thing>,
     made: usize,
     stops: usize,
+    /// Models that were imported and are no more.
+    deleted: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +87,14 @@ impl ControlPlane {
     /// How many running jobs have been stopped.
     pub fn stops(&self) -> usize {
         self.lock().stops
+    }
+
+    /// Deletes all models that were imported so far. Their jobs stay, as they do at AWS.
+    pub fn delete_imported_models(&self) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let imports = state.things.iter().filter(|thing| thing.kind == Kind::Import);
+        state.deleted.extend(imports.map(Thing::model));
     }
 
     /// Answers a request of the control plane.
@@ -173,8 +183,9 @@ impl ControlPlane {
 
     fn imported(&self, identifier: &str) -> Reply {
         let state = self.lock();
-        let Some(job) = state.things.iter().find(|thing| thing.kind == Kind::Import && thing.model() == identifier)
-        else {
+        let is_it = |thing: &&Thing| thing.kind == Kind::Import && thing.model() == identifier;
+        let is_there = !state.deleted.iter().any(|deleted| deleted == identifier);
+        let Some(job) = state.things.iter().find(is_it).filter(|_| is_there) else {
             return Reply::error(404, "ResourceNotFoundException", &format!("there is no {identifier}"));
         };
         Reply::json(json!({

@@ -11,7 +11,9 @@ use std::{
 };
 
 use aws_sdk_bedrock::{
-    operation::get_model_import_job::GetModelImportJobOutput as Job,
+    operation::{
+        get_imported_model::GetImportedModelOutput as Model, get_model_import_job::GetModelImportJobOutput as Job,
+    },
     types::{ModelDataSource, ModelImportJobStatus as Status, S3DataSource},
 };
 use futures_util::TryStreamExt;
@@ -29,9 +31,10 @@ use super::{
 use crate::aws::AwsConfig;
 
 const OPERATION: &str = "import model";
+const LOOK: &str = "look at imported model";
 /// The regions that import models, 2026-11.
 const REGIONS: [&str; 4] = ["eu-central-1", "us-east-1", "us-east-2", "us-west-2"];
-/// How many failed imports of one version are passed over.
+/// How many imports of one version are passed over that have failed, or whose model was deleted.
 const MAX_ATTEMPTS: u32 = 50;
 
 /// Imports versions of models into Bedrock, by CreateModelImportJob.
@@ -43,7 +46,7 @@ const MAX_ATTEMPTS: u32 = 50;
 /// - The files are put in the staging place, those that are there already not again; when the model is imported they are deleted. What cannot be deleted is left to
 ///   the bucket's lifecycle rule.
 /// - The job has a name and a request token that follow from the version and these options. Whoever imports the version again finds the job, or the model that it made; an import that
-///   failed is tried anew under the next number, when somebody asks for it.
+///   failed, or whose model somebody has deleted, is made anew under the next number, when somebody asks for it.
 /// - A raised [`ImportRun::cancel`] ends the run with [`Cancelled`](ErrorKind::Cancelled). An import at Bedrock cannot be stopped: it goes on, and the next run finds it.
 /// - Progress has the stages `stage`, in bytes, and `import`, in models. Needs a tokio runtime.
 ///
@@ -186,22 +189,30 @@ impl ModelImport {
         files: &ModelFolder,
         run: &ImportRun,
     ) -> Result<ImportedModel> {
-        loop {
-            match self.find(cx, &order).await? {
-                None => {
-                    self.stage(cx, &order, files, &*run.progress).await?;
-                    self.create(cx, &order).await?;
-                    break;
-                }
-                Some(job) if job.status() == Some(&Status::Failed) && order.attempt < MAX_ATTEMPTS => {
-                    order.attempt += 1
-                }
-                Some(_) => break,
+        let (arn, model) = loop {
+            let job = self.find(cx, &order).await?;
+            let status = job.as_ref().and_then(Job::status).cloned();
+            let again = order.attempt < MAX_ATTEMPTS;
+            if status == Some(Status::Failed) && again {
+                order.attempt += 1;
+                continue;
             }
-        }
-        let arn = self.follow(cx, &order, &*run.progress).await?;
-        let get = || self.control.client.get_imported_model().model_identifier(&arn).send();
-        let model = self.control.call(cx, "look at imported model", get).await?;
+            if job.is_none() {
+                self.stage(cx, &order, files, &*run.progress).await?;
+                self.create(cx, &order).await?;
+            }
+            let arn = self.follow(cx, &order, &*run.progress).await?;
+            match self.model(cx, &arn, status != Some(Status::Completed)).await? {
+                Some(model) => break (arn, model),
+                // Somebody has deleted it since.
+                None if again => order.attempt += 1,
+                None => {
+                    let message =
+                        "the version was imported and deleted too often; import it under another model's name";
+                    return Err(Error::invalid(OPERATION, message).with("attempts", order.attempt));
+                }
+            }
+        };
         self.clear(&order).await;
         let units = model.custom_model_units().and_then(|units| units.custom_model_units_per_model_copy());
         Ok(ImportedModel {
@@ -288,6 +299,15 @@ impl ModelImport {
             }
         };
         self.control.follow(cx, OPERATION, get, judge).await
+    }
+
+    /// The model that an import has made; one that ended a moment ago may not be seen everywhere yet, and is waited for.
+    async fn model(&self, cx: &CallContext, arn: &str, is_new: bool) -> Result<Option<Model>> {
+        let get = || self.control.client.get_imported_model().model_identifier(arn).send();
+        if is_new {
+            return self.control.follow(cx, LOOK, get, |model| Ok(Some(model))).await.map(Some);
+        }
+        found(self.control.call(cx, LOOK, get).await)
     }
 
     /// Deletes what was staged: Bedrock has it now.

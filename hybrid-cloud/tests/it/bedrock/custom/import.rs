@@ -187,3 +187,28 @@ async fn a_cancelled_import_goes_on_at_bedrock_and_is_found() {
     bench.imported(&folder, &bench.import_run()).await.unwrap();
     assert_eq!(bench.count("POST", JOBS), 1);
 }
+
+#[tokio::test]
+async fn a_version_whose_model_was_deleted_is_imported_anew() {
+    let bench = Bench::open().await;
+    let folder = bench.version();
+    let first = bench.imported(&folder, &bench.import_run()).await.unwrap();
+    bench.control.delete_imported_models();
+    let second = bench.imported(&folder, &bench.import_run()).await.unwrap();
+    assert_ne!(second.arn, first.arn);
+    assert_eq!(bench.imported(&folder, &bench.import_run()).await.unwrap(), second);
+    assert_eq!(bench.control.made(), 2, "and it is found again");
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_seen_yet_is_waited_for_and_not_imported_twice() {
+    let bench = Bench::open().await;
+    let mut left = 3;
+    bench.faults(move |request| {
+        let unseen = request.path.starts_with("/imported-models/") && left > 0;
+        left -= u32::from(unseen);
+        unseen.then(|| Fault::before(Reply::error(404, "ResourceNotFoundException", "not yet")))
+    });
+    bench.imported(&bench.version(), &bench.import_run()).await.unwrap();
+    assert_eq!(bench.control.made(), 1);
+}
