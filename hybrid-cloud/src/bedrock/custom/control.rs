@@ -34,7 +34,7 @@ pub(super) struct Control {
     pub(super) client: Client,
     pub(super) region: String,
     retrier: Retrier,
-    poll: PollPolicy,
+    pub(super) poll: PollPolicy,
     ids: Arc<dyn IdSource>,
 }
 
@@ -102,8 +102,7 @@ impl Control {
         F: Future<Output = std::result::Result<R, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        let PollPolicy { first, cap, patience } = self.poll;
-        let (mut wait, mut failures) = (first, 0);
+        let (mut wait, mut failures) = (self.poll.first, 0);
         loop {
             match self.call(cx, operation, &mut get).await.and_then(&mut judge) {
                 Ok(Some(end)) => return Ok(end),
@@ -111,20 +110,25 @@ impl Control {
                 // A job that was made a moment ago may not be seen everywhere yet.
                 Err(error) if error.is_temporary() || error.kind() == ErrorKind::NotFound => {
                     failures += 1;
-                    if failures > patience {
+                    if failures > self.poll.patience {
                         return Err(error.with("failures_in_a_row", failures));
                     }
                 }
                 Err(error) => return Err(error),
             }
-            let sleep = cx.clock.sleep(wait);
-            cx.run(operation, async {
-                sleep.await;
-                Ok(())
-            })
-            .await?;
-            wait = wait.saturating_mul(2).min(cap);
+            self.pause(cx, operation, &mut wait).await?;
         }
+    }
+
+    /// Waits, and longer the next time.
+    pub(super) async fn pause(&self, cx: &CallContext, operation: &'static str, wait: &mut Duration) -> Result<()> {
+        let sleep = cx.clock.sleep(*wait);
+        *wait = wait.saturating_mul(2).min(self.poll.cap);
+        cx.run(operation, async {
+            sleep.await;
+            Ok(())
+        })
+        .await
     }
 }
 

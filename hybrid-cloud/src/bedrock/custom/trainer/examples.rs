@@ -15,6 +15,8 @@ pub(super) enum Format {
     Conversation,
     /// One `prompt` and one `completion`, for base models that know no conversation.
     PromptCompletion,
+    /// The Messages API's `system` and `messages`, both of plain text, for Claude 3.
+    Messages,
 }
 
 /// The two files, one JSON object a line, and how many lines each has.
@@ -78,13 +80,22 @@ fn read(judgment: &Judgment) -> Result<(ChatRequest, String)> {
 }
 
 impl Format {
+    /// As plans name it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Conversation => "conversation",
+            Self::PromptCompletion => "prompt_completion",
+            Self::Messages => "messages",
+        }
+    }
+
     fn write(self, request: &ChatRequest, answer: &str) -> Result<Value> {
         let system = check(request)?;
         match self {
             Self::Conversation => {
                 let message = |message: &Message| {
                     let texts: Vec<_> = texts(message).map(|text| json!({ "text": text })).collect();
-                    json!({"role": if message.role == Role::User { "user" } else { "assistant" }, "content": texts})
+                    json!({"role": role(message), "content": texts})
                 };
                 let mut messages: Vec<_> = request.messages.iter().map(message).collect();
                 messages.push(json!({"role": "assistant", "content": [{"text": answer}]}));
@@ -101,6 +112,17 @@ impl Format {
                 };
                 let prompt: Vec<_> = system.into_iter().chain([texts(only).collect::<String>()]).collect();
                 Ok(json!({"prompt": prompt.join("\n\n"), "completion": answer}))
+            }
+            Self::Messages => {
+                let message =
+                    |message: &Message| json!({"role": role(message), "content": texts(message).collect::<String>()});
+                let mut messages: Vec<_> = request.messages.iter().map(message).collect();
+                messages.push(json!({"role": "assistant", "content": answer}));
+                let mut example = json!({ "messages": messages });
+                if !system.is_empty() {
+                    example["system"] = system.join("\n\n").into();
+                }
+                Ok(example)
             }
         }
     }
@@ -135,6 +157,10 @@ fn check(request: &ChatRequest) -> Result<Vec<String>> {
         _ => Err(refuse("what comes before the conversation has to be text alone").with("field", "system")),
     };
     request.system.iter().map(text).collect()
+}
+
+fn role(message: &Message) -> &'static str {
+    if message.role == Role::User { "user" } else { "assistant" }
 }
 
 fn texts(message: &Message) -> impl Iterator<Item = &str> {
@@ -207,6 +233,28 @@ mod tests {
         let turns = request.with_message(Message::assistant("Yes.")).with_message(Message::user("How much?"));
         let error = write(&judgment(&ids, &turns, right("3")), Format::PromptCompletion).unwrap_err();
         assert!(error.to_string().contains("format conversation"), "{error}");
+    }
+
+    #[test]
+    fn claude_reads_plain_texts() {
+        let ids = SeededIds::default();
+        let request = ChatRequest::user("Do you have rye?")
+            .with_message(Message::assistant("We do."))
+            .with_message(Message::user("Süß\n\"too\"?"))
+            .with_system("You sell bread.");
+        let found = write(&judgment(&ids, &request, right("No.")), Format::Messages).unwrap();
+        let expected = json!({
+            "system": "You sell bread.",
+            "messages": [
+                {"role": "user", "content": "Do you have rye?"},
+                {"role": "assistant", "content": "We do."},
+                {"role": "user", "content": "Süß\n\"too\"?"},
+                {"role": "assistant", "content": "No."},
+            ],
+        });
+        assert_eq!(found, expected);
+        let bare = write(&judgment(&ids, &ChatRequest::user("hi"), right("Hi.")), Format::Messages).unwrap();
+        assert_eq!(bare.get("system"), None);
     }
 
     #[test]

@@ -104,18 +104,35 @@ impl BedrockTrainer {
         self.control.follow(cx, LOOK, get, judge).await
     }
 
-    /// Stops the job, if there is one that runs.
-    pub(super) async fn stop(&self, cx: &CallContext, order: &Order) -> Result<()> {
+    /// Stops the job, if there is one that runs. What was `ordered` is there, whether or not it is seen yet.
+    pub(super) async fn stop(&self, cx: &CallContext, order: &Order, ordered: bool) -> Result<()> {
         let stop = || self.control.client.stop_model_customization_job().job_identifier(&order.name).send();
-        match self.control.call(cx, STOP, stop).await {
-            Err(error) if is_over(&error) => Ok(()),
-            other => other.map(drop),
+        let (mut wait, mut refusals) = (self.control.poll.first, 0);
+        loop {
+            let refused = match self.control.call(cx, STOP, stop).await {
+                Ok(_) => return Ok(()),
+                Err(error) if may_be_over(&error) => error,
+                Err(error) => return Err(error),
+            };
+            // A job just made may not be seen yet, and one that does not train yet may refuse to be stopped.
+            let is_over = match self.find(cx, order).await? {
+                Some(job) => job.status() != Some(&Status::InProgress),
+                None => !ordered,
+            };
+            if is_over {
+                return Ok(());
+            }
+            refusals += 1;
+            if refusals > self.control.poll.patience {
+                return Err(refused.with("refusals_in_a_row", refusals));
+            }
+            self.control.pause(cx, STOP, &mut wait).await?;
         }
     }
 }
 
-/// Whether a stop was refused because there is nothing that runs.
-fn is_over(error: &Error) -> bool {
+/// Whether a stop may have been refused because there is nothing that runs.
+fn may_be_over(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::InvalidInput)
 }
 

@@ -6,7 +6,14 @@ mod job;
 mod metrics;
 mod settings;
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use hybrid_core::{
@@ -28,6 +35,9 @@ const METHOD: &str = "bedrock-fine-tuning";
 const ARCHITECTURE: &str = "bedrock-custom-model/1";
 const TRAIN_FILE: &str = "train.jsonl";
 const VALID_FILE: &str = "valid.jsonl";
+/// The base models whose custom models can be called on demand, and the regions where, 2026-11.
+const ON_DEMAND: [&str; 4] = ["amazon.nova-2-lite", "amazon.nova-lite", "amazon.nova-micro", "amazon.nova-pro"];
+const ON_DEMAND_REGIONS: [&str; 2] = ["us-east-1", "us-west-2"];
 
 /// Fine-tunes a base model of Bedrock's on judged conversations, by CreateModelCustomizationJob.
 ///
@@ -52,8 +62,8 @@ const VALID_FILE: &str = "valid.jsonl";
 /// | `early_stopping_threshold` | | | 0 to 0.1 | |
 /// | `early_stopping_patience` | | | 1 to 10 | |
 ///
-/// And for every base `format`, `conversation` (the default: Converse's messages) or `prompt_completion` (one turn, for bases that know no conversation); and `hold_out`, the share of
-/// the judgments that validates, 0 to 0.5 (default 0: some bases take no validation data).
+/// And for every base `format`: `conversation` (Converse's messages; the default of all but Claude 3), `prompt_completion` (one turn, for bases that know no conversation) or `messages`
+/// (the Messages API's, for Claude 3, which takes no other); and `hold_out`, the share of the judgments that validates, 0 to 0.5 (default 0: some bases take no validation data).
 ///
 /// # Behavior
 /// - The examples are written to the staging place, and the job is created under a name and a request token that follow from the plan, its dataset and these options. Whoever trains
@@ -61,7 +71,8 @@ const VALID_FILE: &str = "valid.jsonl";
 ///   stopped says so each time; the same with another seed is another job.
 /// - A raised [`TrainRun::cancel`] leaves the job to go on or stops it, by [`OnCancel`]. A job that is left is found by the next attempt: with [`OnCancel::Leave`] the trainer
 ///   declares itself resumable. It never declares itself reproducible: Bedrock takes no seed.
-/// - The candidate is [`Hosted`](CandidateOutput::Hosted) by `bedrock`, under the ARN to call it by; see [`Serving`].
+/// - The candidate is [`Hosted`](CandidateOutput::Hosted) by `bedrock`, under the ARN to call it by; see [`Serving`]. A plan whose model could not be made ready as these options say is
+///   refused before anything is ordered.
 /// - Progress has the stage `train`, in three phases (Bedrock checks the data, reads it, trains), reported at each look; then `deploy`.
 /// - The metrics `train_loss`, `train_perplexity`, `steps`, `valid_loss` and `valid_perplexity` come from the tables that Bedrock writes beside the examples; `seconds` is how long
 ///   the job took there.
@@ -88,6 +99,8 @@ pub struct BedrockTrainerOptions {
     pub on_cancel: OnCancel,
     /// What a finished model is made ready for.
     pub serving: Serving,
+    /// The base models, by a part of their ids, whose custom models can be called on demand, and in which regions: what [`Serving::OnDemand`] needs.
+    pub on_demand: BTreeMap<String, Vec<String>>,
     /// The KMS key that encrypts the model; the provider's own where absent.
     pub kms_key: Option<String>,
     /// Tags of the job and the model.
@@ -115,7 +128,7 @@ pub enum OnCancel {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Serving {
-    /// It is deployed for calls on demand, paid by the token. The candidate's id is the deployment's ARN, by which [`Bedrock::chat`](super::super::Bedrock::chat) calls it.
+    /// It is deployed for calls on demand, paid by the token, where [`BedrockTrainerOptions::on_demand`] has its base model and region. The candidate's id is the deployment's ARN, by which [`Bedrock::chat`](super::super::Bedrock::chat) calls it.
     #[default]
     OnDemand,
     /// Nothing: the candidate's id is the model's ARN, for provisioned throughput that somebody else buys.
@@ -123,13 +136,15 @@ pub enum Serving {
 }
 
 impl BedrockTrainerOptions {
-    /// With this role, below this folder; models are deployed on demand, and jobs are not stopped by a cancelled run.
+    /// With this role, below this folder; models are deployed on demand, of the bases and in the regions that the user guide named in November 2026, and jobs are not stopped by a
+    /// cancelled run.
     pub fn new(role: impl Into<String>, folder: Key) -> Self {
         Self {
             role: role.into(),
             folder,
             on_cancel: OnCancel::default(),
             serving: Serving::default(),
+            on_demand: ON_DEMAND.map(|base| (base.to_owned(), ON_DEMAND_REGIONS.map(str::to_owned).into())).into(),
             kms_key: None,
             tags: BTreeMap::new(),
             poll: PollPolicy::default(),
@@ -150,6 +165,27 @@ impl BedrockTrainer {
         Ok(Self { control, staging, options })
     }
 
+    /// Reads a plan, and checks that what comes of it can be made ready.
+    fn read(&self, plan: &TrainPlan) -> Result<Settings> {
+        let settings = Settings::read(plan)?;
+        let BedrockTrainerOptions { serving, on_demand, .. } = &self.options;
+        if *serving == Serving::OnDemand {
+            let base = on_demand.iter().find(|(part, _)| settings.base.contains(part.as_str()));
+            if !base.is_some_and(|(_, regions)| regions.contains(&self.control.region)) {
+                let message = "custom models of this base cannot be called on demand in this region; train with Serving::Nothing and buy throughput, or use another base or region";
+                let known = match base {
+                    Some((_, regions)) => regions.join(", "),
+                    None => on_demand.keys().cloned().collect::<Vec<_>>().join(", "),
+                };
+                return Err(Error::unsupported(OPERATION, message)
+                    .with("base", &settings.base)
+                    .with("region", &self.control.region)
+                    .with("known", known));
+            }
+        }
+        Ok(settings)
+    }
+
     /// What identifies the job that a plan orders here.
     fn order(&self, plan: &TrainPlan) -> Result<Order> {
         let BedrockTrainerOptions { role, folder, kms_key, .. } = &self.options;
@@ -157,7 +193,7 @@ impl BedrockTrainer {
         Order::new(&plan.model, order, folder)
     }
 
-    /// Finds the plan's job or orders it, follows it to its end, and makes its model ready.
+    /// Finds the plan's job or orders it, follows it to its end, and makes its model ready. `ordered` tells whether there is a job, however this ends.
     async fn carry_out(
         &self,
         cx: &CallContext,
@@ -165,8 +201,11 @@ impl BedrockTrainer {
         settings: &Settings,
         examples: &Examples,
         run: &TrainRun,
+        ordered: &AtomicBool,
     ) -> Result<(String, BTreeMap<String, f64>)> {
-        if self.find(cx, order).await?.is_none() {
+        let is_there = self.find(cx, order).await?.is_some();
+        ordered.store(is_there, Ordering::Relaxed);
+        if !is_there {
             self.stage(order, TRAIN_FILE, &examples.train, &run.scratch).await?;
             if !examples.valid.is_empty() {
                 self.stage(order, VALID_FILE, &examples.valid, &run.scratch).await?;
@@ -174,6 +213,7 @@ impl BedrockTrainer {
             cx.check(OPERATION)?;
             // Not to be broken off: a call that nobody waits for may order all the same, and then nothing would stop the job.
             let firm = CallContext { cancel: Cancellation::new(), ..cx.clone() };
+            ordered.store(true, Ordering::Relaxed);
             self.create(&firm, order, settings, !examples.valid.is_empty()).await?;
         }
         let job = self.follow(cx, order, &*run.progress).await?;
@@ -219,11 +259,11 @@ impl Trainer for BedrockTrainer {
     }
 
     fn check(&self, plan: &TrainPlan) -> Result<()> {
-        Settings::read(plan).map(drop)
+        self.read(plan).map(drop)
     }
 
     async fn train(&self, plan: &TrainPlan, run: &TrainRun) -> Result<Candidate> {
-        let settings = Settings::read(plan)?;
+        let settings = self.read(plan)?;
         if run.cancel.is_cancelled() {
             return Err(Error::cancelled(OPERATION, "the run was cancelled"));
         }
@@ -232,10 +272,11 @@ impl Trainer for BedrockTrainer {
             .map_err(|error| error.with("dataset", &plan.dataset.name))?;
         let order = self.order(plan)?;
         let cx = self.control.context(&run.clock, &run.cancel);
-        let (id, metrics) = match self.carry_out(&cx, &order, &settings, &examples, run).await {
+        let ordered = AtomicBool::new(false);
+        let (id, metrics) = match self.carry_out(&cx, &order, &settings, &examples, run, &ordered).await {
             Err(error) if error.kind() == ErrorKind::Cancelled && self.options.on_cancel == OnCancel::Stop => {
                 let firm = CallContext { cancel: Cancellation::new(), ..cx };
-                return Err(match self.stop(&firm, &order).await {
+                return Err(match self.stop(&firm, &order, ordered.into_inner()).await {
                     Ok(()) => error.with("job", &order.name),
                     Err(failed) => Error::cancelled(
                         OPERATION,

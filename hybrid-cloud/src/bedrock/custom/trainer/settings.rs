@@ -37,43 +37,59 @@ const fn number(name: &'static str, theirs: &'static str, least: f64, most: f64)
     Known { name, theirs, whole: false, least, most }
 }
 
-/// By a part of the base model's id, from the Bedrock user guide's pages on hyperparameters, 2026-11.
-const FAMILIES: &[(&str, &[Known])] = &[
-    (
-        "amazon.nova",
-        &[
+/// What base models of one family are told.
+struct Family {
+    /// A part of their ids.
+    part: &'static str,
+    /// How their examples may be written; the first is the default.
+    formats: &'static [Format],
+    known: &'static [Known],
+}
+
+/// From the Bedrock user guide's pages on hyperparameters and on preparing data, 2026-11.
+const FAMILIES: &[Family] = &[
+    Family {
+        part: "amazon.nova",
+        formats: &[Format::Conversation, Format::PromptCompletion],
+        known: &[
             whole("epochs", "epochCount", 1, 5),
             number("learning_rate", "learningRate", 1e-6, 1e-4),
             whole("warm_up_steps", "learningRateWarmupSteps", 0, 100),
         ],
-    ),
-    (
-        "meta.llama",
-        &[
+    },
+    Family {
+        part: "meta.llama",
+        formats: &[Format::Conversation, Format::PromptCompletion],
+        known: &[
             whole("epochs", "epochCount", 1, 10),
             whole("batch_size", "batchSize", 1, 1),
             number("learning_rate", "learningRate", 5e-6, 0.1),
         ],
-    ),
-    (
-        "anthropic.claude-3",
-        &[
+    },
+    Family {
+        part: "anthropic.claude-3",
+        formats: &[Format::Messages],
+        known: &[
             whole("epochs", "epochCount", 1, 10),
             whole("batch_size", "batchSize", 4, 256),
             number("learning_rate_multiplier", "learningRateMultiplier", 0.1, 2.0),
             number("early_stopping_threshold", "earlyStoppingThreshold", 0.0, 0.1),
             whole("early_stopping_patience", "earlyStoppingPatience", 1, 10),
         ],
-    ),
+    },
 ];
 
 /// Where the family is not known, Bedrock has the last word on the ranges.
-const OTHERS: &[Known] = &[
-    whole("epochs", "epochCount", 1, 1_000),
-    whole("batch_size", "batchSize", 1, 65_536),
-    number("learning_rate", "learningRate", 0.0, 1.0),
-    whole("warm_up_steps", "learningRateWarmupSteps", 0, 1_000_000),
-];
+const OTHERS: Family = Family {
+    part: "",
+    formats: &[Format::Conversation, Format::PromptCompletion, Format::Messages],
+    known: &[
+        whole("epochs", "epochCount", 1, 1_000),
+        whole("batch_size", "batchSize", 1, 65_536),
+        number("learning_rate", "learningRate", 0.0, 1.0),
+        whole("warm_up_steps", "learningRateWarmupSteps", 0, 1_000_000),
+    ],
+};
 
 impl Settings {
     pub(super) fn read(plan: &TrainPlan) -> Result<Self> {
@@ -89,29 +105,29 @@ impl Settings {
                 return Err(Error::invalid(OPERATION, message).with("base", format_args!("{base:?}")));
             }
         };
-        let family = FAMILIES.iter().find(|(part, _)| base.contains(part)).map_or(OTHERS, |(_, family)| family);
-        let mut settings = Self { base, hyperparameters: HashMap::new(), format: Format::Conversation, hold_out: 0.0 };
+        let family = FAMILIES.iter().find(|family| base.contains(family.part)).unwrap_or(&OTHERS);
+        let mut settings = Self { base, hyperparameters: HashMap::new(), format: family.formats[0], hold_out: 0.0 };
         for (name, value) in &plan.hyperparameters {
             settings.take(family, name, value)?;
         }
         Ok(settings)
     }
 
-    fn take(&mut self, family: &[Known], name: &str, value: &Value) -> Result<()> {
+    fn take(&mut self, family: &Family, name: &str, value: &Value) -> Result<()> {
         match name {
             "format" => {
-                self.format = match value.as_str() {
-                    Some("conversation") => Format::Conversation,
-                    Some("prompt_completion") => Format::PromptCompletion,
-                    _ => return Err(refuse(name, value, "one of conversation, prompt_completion".to_owned())),
-                };
+                let format = family.formats.iter().find(|format| value == format.name());
+                let names = || family.formats.iter().map(|format| format.name()).collect::<Vec<_>>().join(", ");
+                let expected = || format!("one that the base model learns from: {}", names());
+                self.format = *format.ok_or_else(|| refuse(name, value, expected()))?;
             }
             "hold_out" => {
                 let share = value.as_f64().filter(|share| (0.0..=0.5).contains(share));
                 self.hold_out = share.ok_or_else(|| refuse(name, value, "a number from 0 to 0.5".to_owned()))?;
             }
             _ => {
-                let known = family.iter().find(|known| known.name == name).ok_or_else(|| unknown(family, name))?;
+                let known = family.known.iter().find(|known| known.name == name);
+                let known = known.ok_or_else(|| unknown(family, name))?;
                 self.hyperparameters.insert(known.theirs.to_owned(), known.write(value)?);
             }
         }
@@ -134,8 +150,8 @@ fn refuse(name: &str, value: &Value, expected: String) -> Error {
     Error::invalid(OPERATION, message).with("name", name).with("value", value)
 }
 
-fn unknown(family: &[Known], name: &str) -> Error {
-    let known: Vec<_> = family.iter().map(|known| known.name).chain(["format", "hold_out"]).collect();
+fn unknown(family: &Family, name: &str) -> Error {
+    let known: Vec<_> = family.known.iter().map(|known| known.name).chain(["format", "hold_out"]).collect();
     Error::invalid(OPERATION, "the base model does not know this hyperparameter")
         .with("name", name)
         .with("known", known.join(", "))
@@ -149,6 +165,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    const CLAUDE: &str = "anthropic.claude-3-haiku-20240307-v1:0:200k";
 
     fn read(base: &str, hyperparameters: &[(&str, Value)]) -> Result<Settings> {
         let hyperparameters: BTreeMap<_, _> =
@@ -176,6 +194,8 @@ mod tests {
         assert_eq!(told("learningRateWarmupSteps"), Some("0"));
         assert_eq!((nova.format, nova.hold_out), (Format::Conversation, 0.0));
         assert!(read("amazon.nova-lite-v1:0:300k", &[]).unwrap().hyperparameters.is_empty());
+        assert_eq!(read(CLAUDE, &[]).unwrap().format, Format::Messages);
+        assert_eq!(read("somebody.new-v1", &[("format", json!("messages"))]).unwrap().format, Format::Messages);
     }
 
     #[test]
@@ -188,7 +208,9 @@ mod tests {
             (nova, "batch_size", json!(1), "does not know"),
             (llama, "batch_size", json!(2), "from 1 to 1"),
             (llama, "warm_up_steps", json!(2), "does not know"),
-            ("anthropic.claude-3-haiku-20240307-v1:0:200k", "batch_size", json!(2), "from 4 to 256"),
+            (CLAUDE, "batch_size", json!(2), "from 4 to 256"),
+            (CLAUDE, "format", json!("conversation"), "learns from: messages"),
+            (nova, "format", json!("messages"), "learns from: conversation, prompt_completion"),
             ("somebody.new-v1", "epochs", json!(0), "from 1"),
             (nova, "format", json!("csv"), "prompt_completion"),
             (nova, "hold_out", json!(0.6), "from 0 to 0.5"),

@@ -164,6 +164,51 @@ async fn a_job_that_cannot_be_stopped_is_named() {
 }
 
 #[tokio::test]
+async fn a_stop_that_is_refused_while_the_job_runs_is_repeated_until_it_is_stopped() {
+    for (status, code) in [(404, "ResourceNotFoundException"), (400, "ConflictException"), (400, "ValidationException")]
+    {
+        let bench = Bench::open().await;
+        bench.control.set_course(endless());
+        let mut refused = 0;
+        bench.faults(move |request| {
+            let refuses = request.path.ends_with("/stop") && refused < 2;
+            refused += u32::from(refuses);
+            refuses.then(|| Fault::before(Reply::error(status, code, "not now")))
+        });
+        let trainer = bench.trainer_with(|options| options.on_cancel = OnCancel::Stop);
+        let error = trainer.train(&bench.plan(4).await, &cancelled_run(&bench)).await.unwrap_err();
+        assert_eq!((error.kind(), bench.control.stops()), (ErrorKind::Cancelled, 1), "{code}: {error}");
+        assert!(!error.to_string().contains("by hand"), "{code}: {error}");
+    }
+    let bench = Bench::open().await;
+    bench.control.set_course(endless());
+    bench.faults(|request| {
+        let refuses = request.path.ends_with("/stop");
+        refuses.then(|| Fault::before(Reply::error(400, "ConflictException", "never")))
+    });
+    let trainer = bench.trainer_with(|options| options.on_cancel = OnCancel::Stop);
+    let error = trainer.train(&bench.plan(4).await, &cancelled_run(&bench)).await.unwrap_err();
+    assert!(error.to_string().contains("by hand"), "{error}");
+}
+
+#[tokio::test]
+async fn a_run_that_is_cancelled_before_it_orders_has_nothing_to_stop() {
+    let bench = Bench::open().await;
+    let cancel = Cancellation::new();
+    let raise = cancel.clone();
+    bench.faults(move |_| {
+        raise.cancel();
+        None
+    });
+    let trainer = bench.trainer_with(|options| options.on_cancel = OnCancel::Stop);
+    let run = bench.run_with(Arc::new(hybrid_core::NoProgress), cancel);
+    let error = trainer.train(&bench.plan(4).await, &run).await.unwrap_err();
+    assert_eq!((error.kind(), bench.control.made()), (ErrorKind::Cancelled, 0), "{error}");
+    assert!(!error.to_string().contains("by hand"), "{error}");
+    assert!(bench.clock.waits().is_empty(), "and nothing to wait for");
+}
+
+#[tokio::test]
 async fn a_service_that_is_away_for_a_while_is_outlived() {
     let bench = Bench::open().await;
     let (mut created, mut left) = (false, 20);

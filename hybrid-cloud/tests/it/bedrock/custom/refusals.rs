@@ -3,13 +3,13 @@
 use std::{fs, path::Path, sync::Arc};
 
 use hybrid_cloud::bedrock::custom::{
-    BedrockTrainer, BedrockTrainerOptions, ImportRun, ModelImport, ModelImportOptions,
+    BedrockTrainer, BedrockTrainerOptions, ImportRun, ModelImport, ModelImportOptions, Serving,
 };
-use hybrid_core::{Digest, ErrorKind, ModelName, Staging};
+use hybrid_core::{BaseModel, DatasetRef, Digest, ErrorKind, ModelName, Staging, TrainPlan, Trainer};
 use serde_json::{Value, json};
 
 use super::{
-    Bench, ROLE, Watched,
+    Bench, NOVA_MICRO, ROLE, Watched,
     import::{version, weights},
     key,
 };
@@ -201,4 +201,47 @@ async fn what_bedrock_cannot_reach_is_refused_at_once() {
     options.regions = vec!["eu-central-1".to_owned()];
     let error = import(staging(), options);
     assert_eq!((error.kind(), error.context("region")), (ErrorKind::Unsupported, Some("us-east-1")), "{error}");
+}
+
+#[tokio::test]
+async fn a_base_that_cannot_be_called_on_demand_is_refused_before_anything_is_ordered() {
+    const CLAUDE: &str = "anthropic.claude-3-haiku-20240307-v1:0:200k";
+    let bench = Bench::open().await;
+    let with = |base: &str, trainer: &BedrockTrainer| {
+        let base = Some(BaseModel::Provider(base.to_owned()));
+        let plan = TrainPlan { base, ..no_plan() };
+        trainer.check(&plan).map_err(|error| (error.kind(), error.to_string()))
+    };
+    let trainer = bench.trainer();
+    assert_eq!(with(NOVA_MICRO, &trainer), Ok(()));
+    let (kind, text) = with(CLAUDE, &trainer).unwrap_err();
+    assert_eq!(kind, ErrorKind::Unsupported);
+    assert!(text.contains("Serving::Nothing") && text.contains("amazon.nova-micro"), "{text}");
+    let mut plan = bench.plan(2).await;
+    plan.base = Some(BaseModel::Provider(CLAUDE.to_owned()));
+    assert_eq!(trainer.train(&plan, &bench.run()).await.unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!((bench.server.calls(), bench.staging.take_puts().len()), (0, 0));
+
+    let elsewhere = bench.trainer_with(|options| {
+        options.on_demand.insert("amazon.nova-micro".to_owned(), vec!["us-west-2".to_owned()]);
+    });
+    let (_, text) = with(NOVA_MICRO, &elsewhere).unwrap_err();
+    assert!(text.contains("region: us-east-1") && text.contains("known: us-west-2"), "{text}");
+    let later = bench.trainer_with(|options| {
+        options.on_demand.insert("anthropic.claude-3-haiku".to_owned(), vec!["us-east-1".to_owned()]);
+    });
+    assert_eq!(with(CLAUDE, &later), Ok(()));
+    let only = bench.trainer_with(|options| options.serving = Serving::Nothing);
+    assert_eq!(with(CLAUDE, &only), Ok(()));
+}
+
+fn no_plan() -> TrainPlan {
+    TrainPlan {
+        model: "bakery".parse().unwrap(),
+        method: "bedrock-fine-tuning".to_owned(),
+        base: None,
+        dataset: DatasetRef { name: "chats".parse().unwrap(), segments: vec![] },
+        hyperparameters: Default::default(),
+        seed: 1,
+    }
 }
