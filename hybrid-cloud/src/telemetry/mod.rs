@@ -32,7 +32,8 @@
 //! | `job` | `process <kind>` | consumer | `messaging.message.id`, `hybrid.job.*`, `hybrid.request.id`, `hybrid.tenant` |
 //!
 //! A caller's `traceparent` is continued; the call's goes on to backends and, with a job, through the queue to the worker and into the result. Whether
-//! a trace is exported is decided here, by its id, so that customers decide neither for nor against it.
+//! a trace is exported is decided here, by its id and the share, on every machine alike; the flag with which a caller samples counts for nothing. A caller
+//! that chooses its traces' ids by this rule can still choose ones that are exported, or none: rely on metrics, which count every call.
 //!
 //! # Metrics
 //! | metric | unit | by |

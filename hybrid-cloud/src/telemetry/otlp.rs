@@ -38,12 +38,15 @@ impl Otlp {
     }
 
     fn base(&self) -> Result<String> {
-        let invalid = |message: &'static str| Error::invalid(START, message).with("otlp", &self.endpoint);
+        // Wherever in the text a key may stand, it is not repeated: no more is shown than scheme and host.
         let url = Url::parse(&self.endpoint).map_err(|error| {
-            invalid("the collector must be a URL, such as http://127.0.0.1:4318").with_source(error)
+            Error::invalid(START, "the collector must be a URL, such as http://127.0.0.1:4318").with_source(error)
         })?;
         if !matches!(url.scheme(), "http" | "https") || url.host().is_none() || url.query().is_some() {
-            return Err(invalid("the collector must be an http or https URL without a query"));
+            let shown = format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default());
+            return Err(
+                Error::invalid(START, "the collector must be an http or https URL without a query").with("otlp", shown)
+            );
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(Error::invalid(START, "the collector's URL must hold no credentials; set a header"));
