@@ -34,4 +34,4 @@ pub use model::DecoderModel;
 /// What manifests call a version whose files are a decoder's.
 const ARCHITECTURE: &str = "decoder/1";
 /// And one whose files are an adapter of a decoder.
-const ADAPTER_ARCHITECTURE: &str = "decoder-lora/1";
+const ADAPTER_ARCHITECTURE: &str = "decoder-adapter/1";

@@ -27,7 +27,7 @@ use crate::{Device, files};
 /// # Behavior
 /// - One thread answers the requests of all its backends, side by side, whatever adapters they are made with: a tenant's adapter costs its
 ///   own matrices and no copy of the model.
-/// - As a [`ModelLoader`] it knows the architecture `decoder-lora/1`: a version whose files are an adapter as PEFT or mlx-lm leaves it
+/// - As a [`ModelLoader`] it knows the architecture `decoder-adapter/1`: a version whose files are an adapter as PEFT or mlx-lm leaves it
 ///   (`adapter_config.json` with `adapter_model.safetensors` or `adapters.safetensors`). A version of another base is
 ///   [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) where its shapes tell; who publishes adapters names their base.
 /// - The words of adapters are the base's: tokenizer and template in an adapter's folder are not read.

@@ -74,7 +74,7 @@ async fn an_adapter_is_loaded_by_its_manifest_and_refused_where_it_does_not_fit(
     let (mut manifest, digest) = manifest();
     let error = loader.load(&manifest, digest, folder.path()).await.unwrap_err();
     assert_eq!((error.kind(), error.context("architecture")), (ErrorKind::Unsupported, Some("decoder/1")));
-    manifest.architecture = "decoder-lora/1".to_owned();
+    manifest.architecture = "decoder-adapter/1".to_owned();
     let backend = loader.load(&manifest, digest, folder.path()).await.unwrap();
     assert_eq!(backend.profile().model.version, Some(3));
 
