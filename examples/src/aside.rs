@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use hybrid_core::{ArtifactStore, ArtifactStoreExt, Document, Error, ErrorKind, Key, ModelName, Result, TenantId};
+use hybrid_core::{
+    ArtifactStore, ArtifactStoreExt, Digest, Document, Error, ErrorKind, Key, ModelName, Result, TenantId,
+};
 use hybrid_sync::{job::Job, worker::JobContext};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +18,8 @@ const READS: usize = 32;
 pub struct Aside {
     /// The evaluation that refused it.
     pub report: Key,
+    /// The digest over the refused candidate's files.
+    pub weights: Digest,
     /// The segments.
     pub segments: BTreeSet<Key>,
 }

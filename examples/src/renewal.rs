@@ -1,12 +1,20 @@
-//! Channel statements expire, so that a frozen bucket is noticed. While no better version comes, the kitchen signs the one in service again.
+//! Channel statements expire, so that a frozen bucket is noticed. While no better version comes, the kitchen signs the one in service again; what has expired before
+//! it saw it, a person decides on.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use clap::Parser;
 use futures_util::{StreamExt, stream};
-use hybrid_core::{Cancellation, Clock, Result};
-use hybrid_sync::registry::Head;
+use hybrid_core::{Cancellation, ChannelName, Clock, Digest, Error, ModelName, Result, SystemIds};
+use hybrid_sync::registry::{Head, Namespace, Registry, Release};
 
-use crate::serving::{ChannelId, Channels};
+use crate::{
+    locations::Locations,
+    log::say,
+    serving::{ChannelId, Channels},
+    site::Site,
+    train_job::VALID_FOR,
+};
 
 /// Between two looks at all channels.
 const LOOK_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -55,4 +63,67 @@ pub async fn renew_each(
         (id, renewed)
     };
     stream::iter(ids).map(renew).buffered(AT_ONCE).collect().await
+}
+
+/// Shows what a channel names and until when, and signs that again if you say that it is right.
+///
+/// A kitchen renews its channels itself. This is for one that was away so long that a release expired, and has lost what it remembered of it: it takes nothing for what is
+/// in service that is expired and new to it.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Args {
+    /// Where the site is.
+    #[command(flatten)]
+    pub locations: Locations,
+    /// The model.
+    #[arg(long, default_value = "bakery")]
+    pub model: ModelName,
+    /// The channel.
+    #[arg(long, default_value_t = ChannelName::stable())]
+    pub channel: ChannelName,
+    /// The version to keep in service, as it is shown without this: sign it again.
+    #[arg(long, value_name = "DIGEST")]
+    pub manifest: Option<Digest>,
+}
+
+/// Shows what a channel names, or signs it again.
+///
+/// # Errors
+/// [`NotFound`](hybrid_core::ErrorKind::NotFound) for a channel without a statement; [`AlreadyExists`](hybrid_core::ErrorKind::AlreadyExists) if it names another version than the one to be kept; those of the
+/// bucket and of the keys.
+pub async fn run(Args { locations, model, channel, manifest }: Args) -> Result<()> {
+    let site = Site::open(&locations).await?;
+    let head = renew_by_hand(&site, &(model, channel), manifest).await?;
+    let Head { statement, .. } = &head;
+    say(
+        std::io::stdout(),
+        format_args!(
+            "{}/{} names {} by its statement {} of {}, until {}: {}",
+            statement.model,
+            statement.channel,
+            statement.manifest,
+            statement.seq,
+            statement.issued,
+            statement.expires,
+            statement.why
+        ),
+    );
+    Ok(())
+}
+
+/// A channel's newest statement, once more than before if it names the version to be kept.
+///
+/// # Errors
+/// As [`run`].
+pub async fn renew_by_hand(site: &Site, (model, name): &ChannelId, keep: Option<Digest>) -> Result<Head> {
+    let channel = Registry::new(site.store(), Namespace::root()).channel(model, name);
+    let Some(manifest) = keep else {
+        let head = channel.head(&site.trust()?.releases).await?;
+        return head.ok_or_else(|| {
+            Error::not_found("renew channel", "the channel has no statement; release a version first")
+                .with("channel", format_args!("{model}/{name}"))
+        });
+    };
+    let release = Release::new(manifest, Some(manifest), "renewed by hand", &SystemIds::new(site.clock()));
+    channel.append(release, &site.signers()?.1, site.clock().now(), VALID_FOR).await
 }

@@ -36,8 +36,9 @@ use crate::{
 
 /// How long a release stays valid unless it is renewed.
 pub const VALID_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
-/// Under which a manifest's metadata name the report that its verdict is taken from.
+/// Under which a manifest's metadata name the report that its verdict is taken from, and the digest over the candidate's files.
 const REPORT: &str = "report";
+const WEIGHTS: &str = "weights";
 
 /// What a training job asks for. Everything that decides its outcome is fixed in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -103,7 +104,7 @@ pub struct TrainOutcome {
     pub manifest: Option<Digest>,
     /// A digest over the candidate's files: the same data and plan give the same.
     pub weights: Digest,
-    /// How long training took in the attempt that finished it, in seconds.
+    /// How long training took in the attempt that finished it, in seconds; nothing where an earlier one had released or refused the version.
     pub train_seconds: f64,
     /// Bytes that publishing moved in the attempt that finished it.
     pub bytes_moved: u64,
@@ -177,7 +178,7 @@ impl TrainHandler {
     }
 
     /// What an earlier attempt of this job has come to, if it has released its candidate or refused it. Either stands.
-    async fn decided(&self, cx: &JobContext, job: &TrainJob) -> Result<Option<Decision>> {
+    async fn decided(&self, cx: &JobContext, job: &TrainJob) -> Result<Option<TrainOutcome>> {
         let registry = registry_of(cx);
         let channel = registry.channel(&job.plan.model, &job.channel);
         let nonce = cx.job.id.to_string();
@@ -185,45 +186,44 @@ impl TrainHandler {
         if let Some(head) = history.iter().rev().find(|head| head.statement.nonce == nonce) {
             let digest = head.statement.manifest;
             let mut manifest = registry.manifest(digest).await?;
-            let lacks = |message: &'static str| Error::corrupt("read version", message).with("manifest", digest);
-            let report = manifest.metadata.remove(REPORT).ok_or_else(|| lacks("a released version names no report"))?;
-            let verdict = manifest.verdict.ok_or_else(|| lacks("a released version has no verdict"))?;
-            return Ok(Some(Decision::promoted(verdict, Key::new(report)?, digest, 0)));
+            let lacks = |what: &'static str| {
+                Error::corrupt("read version", "a released version lacks what a job says of it")
+                    .with("manifest", digest)
+                    .with("missing", what)
+            };
+            let mut said = |what: &'static str| manifest.metadata.remove(what).ok_or_else(|| lacks(what));
+            let (report, weights) = (Key::new(said(REPORT)?)?, said(WEIGHTS)?.parse()?);
+            let verdict = manifest.verdict.ok_or_else(|| lacks("verdict"))?;
+            return Ok(Some(TrainOutcome { manifest: Some(digest), ..kept(job, verdict, report, weights) }));
         }
-        let Some(Aside { report, segments }) = Aside::of(cx, &job.plan.model).await? else { return Ok(None) };
-        let verdict =
-            Report::decode(&cx.store.get(&report).await?).map_err(|error| error.with("key", &report))?.record();
-        Ok(Some(Decision { set_aside: segments, ..Decision::kept(verdict, report) }))
+        let Some(Aside { report, weights, segments }) = Aside::of(cx, &job.plan.model).await? else { return Ok(None) };
+        let refusal = Report::decode(&cx.store.get(&report).await?).map_err(|error| error.with("key", &report))?;
+        Ok(Some(TrainOutcome { set_aside: segments, ..kept(job, refusal.record(), report, weights) }))
     }
 
     /// Judges the candidate against what is in service now, and does what the verdict says. If another version comes into service before the release, the release is
     /// refused and the job judges again.
-    async fn decide(
-        &self,
-        cx: &JobContext,
-        job: &TrainJob,
-        candidate: &Candidate,
-        weights: Digest,
-    ) -> Result<Decision> {
+    async fn decide(&self, cx: &JobContext, job: &TrainJob, candidate: &Candidate) -> Result<TrainOutcome> {
+        let weights = weights_digest(candidate)?;
         let incumbent = self.incumbent(cx, job).await?;
         let (key, report) = self.judge(cx, job, candidate, weights, incumbent.as_ref()).await?;
-        let verdict = report.record();
-        match verdict.verdict {
+        let outcome = kept(job, report.record(), key, weights);
+        match outcome.verdict.verdict {
             Verdict::Promote => {
                 let base = incumbent.as_ref().map(|incumbent| incumbent.digest);
-                let (manifest, moved) = self.release(cx, job, candidate, (verdict.clone(), &key), base).await?;
-                Ok(Decision::promoted(verdict, key, manifest, moved))
+                let (manifest, bytes_moved) = self.release(cx, job, candidate, &outcome, base).await?;
+                Ok(TrainOutcome { manifest: Some(manifest), bytes_moved, ..outcome })
             }
             Verdict::Refuse(_) => {
                 let learnt: BTreeSet<Key> =
                     job.plan.dataset.segments.iter().map(|segment| segment.key.clone()).collect();
                 let known = incumbent.iter().flat_map(|incumbent| &incumbent.manifest.lineage.plan.dataset.segments);
                 let known: BTreeSet<Key> = known.map(|segment| segment.key.clone()).collect();
-                let aside = Aside { report: key.clone(), segments: &learnt - &known };
+                let aside = Aside { report: outcome.report.clone(), weights, segments: &learnt - &known };
                 aside.create(cx, &job.plan.model).await?;
-                Ok(Decision { set_aside: aside.segments, ..Decision::kept(verdict, key) })
+                Ok(TrainOutcome { set_aside: aside.segments, ..outcome })
             }
-            _ => Ok(Decision::kept(verdict, key)),
+            _ => Ok(outcome),
         }
     }
 
@@ -326,10 +326,10 @@ impl TrainHandler {
         cx: &JobContext,
         job: &TrainJob,
         candidate: &Candidate,
-        (verdict, report): (VerdictRecord, &Key),
+        outcome: &TrainOutcome,
         incumbent: Option<Digest>,
     ) -> Result<(Digest, u64)> {
-        let why = format!("version {}: {}", job.version, verdict.verdict);
+        let why = format!("version {}: {}", job.version, outcome.verdict.verdict);
         let draft = Draft {
             model: job.plan.model.clone(),
             version: job.version,
@@ -338,11 +338,12 @@ impl TrainHandler {
             files: files_of(candidate)?.to_vec(),
             requirements: candidate.requirements.clone(),
             lineage: self.lineage(job, candidate),
-            verdict,
+            verdict: outcome.verdict.clone(),
             // No timings: a retry must end with the same manifest.
             metadata: BTreeMap::from([
                 ("job".to_owned(), cx.job.id.to_string()),
-                (REPORT.to_owned(), report.to_string()),
+                (REPORT.to_owned(), outcome.report.to_string()),
+                (WEIGHTS.to_owned(), outcome.weights.to_string()),
             ]),
             base: incumbent,
         };
@@ -375,7 +376,9 @@ impl JobHandler for TrainHandler {
 
     async fn run(&self, cx: &JobContext, job: TrainJob) -> Result<TrainOutcome> {
         self.sweep(cx).await?;
-        let decided = self.decided(cx, &job).await?;
+        if let Some(outcome) = self.decided(cx, &job).await? {
+            return Ok(outcome);
+        }
         let scratch = self.scratch.join(cx.job.id.to_string());
         make_folder(&scratch)?;
         let run = TrainRun {
@@ -388,34 +391,22 @@ impl JobHandler for TrainHandler {
         let start = cx.clock.monotonic();
         let candidate = self.trainer.train(&job.plan, &run).await?;
         let train_seconds = cx.clock.monotonic().since(start).as_secs_f64();
-        let weights = weights_digest(&candidate)?;
-        let decision = match decided {
-            Some(decided) => decided,
-            None => self.decide(cx, &job, &candidate, weights).await?,
-        };
-        let Decision { verdict, report, manifest, bytes_moved, set_aside } = decision;
-        let (model, version) = (job.plan.model, job.version);
-        Ok(TrainOutcome { model, version, verdict, report, manifest, weights, train_seconds, bytes_moved, set_aside })
+        Ok(TrainOutcome { train_seconds, ..self.decide(cx, &job, &candidate).await? })
     }
 }
 
-/// What a job comes to once its candidate is judged.
-struct Decision {
-    verdict: VerdictRecord,
-    report: Key,
-    manifest: Option<Digest>,
-    bytes_moved: u64,
-    set_aside: BTreeSet<Key>,
-}
-
-impl Decision {
-    /// Nothing changes.
-    fn kept(verdict: VerdictRecord, report: Key) -> Self {
-        Self { verdict, report, manifest: None, bytes_moved: 0, set_aside: BTreeSet::new() }
-    }
-
-    fn promoted(verdict: VerdictRecord, report: Key, manifest: Digest, bytes_moved: u64) -> Self {
-        Self { manifest: Some(manifest), bytes_moved, ..Self::kept(verdict, report) }
+/// The outcome of a job by which nothing changes.
+fn kept(job: &TrainJob, verdict: VerdictRecord, report: Key, weights: Digest) -> TrainOutcome {
+    TrainOutcome {
+        model: job.plan.model.clone(),
+        version: job.version,
+        verdict,
+        report,
+        manifest: None,
+        weights,
+        train_seconds: 0.0,
+        bytes_moved: 0,
+        set_aside: BTreeSet::new(),
     }
 }
 

@@ -16,7 +16,7 @@ use hybrid_examples::{
     label_job::{LabelHandler, LabelJob, Labelled},
     locations::Locations,
     order,
-    renewal::renew_each,
+    renewal::{renew_by_hand, renew_each},
     serving::Channels,
     site::Site,
     train_job::{GoldenRef, TrainHandler, TrainJob, TrainOutcome, VALID_FOR, store_golden},
@@ -82,10 +82,9 @@ impl Kitchen {
     }
 
     /// Trains on what is in the bucket, and does what the verdict says.
-    async fn learn(&self) -> (Job, TrainOutcome) {
+    async fn learn(&self) -> TrainOutcome {
         let (job, order) = self.order().await;
-        let outcome = self.train.run(&self.context(&job), order).await.unwrap();
-        (job, outcome)
+        self.train.run(&self.context(&job), order).await.unwrap()
     }
 
     /// What a worker gives a handler.
@@ -176,9 +175,9 @@ async fn a_label_job_that_is_begun_again_ends_with_the_version_it_was_begun_with
     let folder = tempfile::tempdir().unwrap();
     let kitchen = Kitchen::open(folder.path()).await;
     kitchen.hear("first.jsonl").await;
-    let (_, one) = kitchen.learn().await;
+    let one = kitchen.learn().await;
     kitchen.hear("more.jsonl").await;
-    let (_, two) = kitchen.learn().await;
+    let two = kitchen.learn().await;
 
     let messages =
         "Two rye loaves for Saturday, please\nAre you open on Sundays?\nDo your rolls contain sesame?\n".repeat(100);
@@ -215,7 +214,7 @@ async fn a_bucket_that_was_set_back_gives_the_kitchen_no_old_version_and_one_tha
     let folder = tempfile::tempdir().unwrap();
     let kitchen = Kitchen::open(folder.path()).await;
     kitchen.hear("first.jsonl").await;
-    let (_, one) = kitchen.learn().await;
+    let one = kitchen.learn().await;
 
     // Nobody was here until long after the release had expired.
     kitchen.calendar.turn_to(95);
@@ -223,7 +222,7 @@ async fn a_bucket_that_was_set_back_gives_the_kitchen_no_old_version_and_one_tha
     let stable = (bakery(), ChannelName::stable());
     assert_eq!(kitchen.channels.in_service(&stable).await.unwrap(), one.manifest);
     kitchen.hear("more.jsonl").await;
-    let (_, two) = kitchen.learn().await;
+    let two = kitchen.learn().await;
     assert_eq!(two.verdict.incumbent, one.manifest);
     assert_eq!(kitchen.channels.in_service(&stable).await.unwrap(), two.manifest);
 
@@ -231,11 +230,10 @@ async fn a_bucket_that_was_set_back_gives_the_kitchen_no_old_version_and_one_tha
     let job = kitchen.labelling("Are you open on Sundays?").await;
     for kitchen in [&kitchen, &kitchen.restarted()] {
         assert_eq!(kitchen.run_label(&job).await.unwrap_err().kind(), ErrorKind::Untrusted);
-        let (job, order) = kitchen.order().await;
-        let refused = kitchen.train.run(&kitchen.context(&job), order).await.unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Untrusted, "{refused}");
-        assert_eq!(kitchen.statements().await, 1, "nothing was released on top of it");
     }
+    let (job, order) = kitchen.order().await;
+    let refused = kitchen.train.run(&kitchen.context(&job), order).await.unwrap_err();
+    assert_eq!((refused.kind(), kitchen.statements().await), (ErrorKind::Untrusted, 1), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -297,7 +295,8 @@ async fn the_report_that_is_kept_is_the_one_that_the_verdict_is_taken_from() {
     assert_eq!(failed.kind(), ErrorKind::Unavailable, "it was judged, and could not be released");
 
     // Before it comes again, another job's version is in service.
-    let (_, other) = kitchen.learn().await;
+    let other_order = kitchen.order().await;
+    let other = kitchen.train.run(&kitchen.context(&other_order.0), other_order.1.clone()).await.unwrap();
     let outcome = kitchen.train.run(&kitchen.context(&job), order.clone()).await.unwrap();
     assert_eq!((&outcome.verdict.incumbent, &outcome.manifest), (&other.manifest, &None));
     let store = kitchen.site.store();
@@ -310,6 +309,9 @@ async fn the_report_that_is_kept_is_the_one_that_the_verdict_is_taken_from() {
     assert_eq!(Report::decode(&store.get(&other.report).await.unwrap()).unwrap().record(), other.verdict);
     let manifest = Registry::new(store, Namespace::root()).manifest(other.manifest.unwrap()).await.unwrap();
     assert_eq!(manifest.metadata["report"], other.report.as_str());
+    let (job, order) = other_order;
+    let again = kitchen.train.run(&kitchen.context(&job), order).await.unwrap();
+    assert_eq!(again, TrainOutcome { train_seconds: 0.0, bytes_moved: 0, ..other });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -318,7 +320,7 @@ async fn what_a_refused_version_had_learnt_from_is_set_aside_whatever_lies_among
     let kitchen = Kitchen::open(folder.path()).await;
     for file in ["first.jsonl", "more.jsonl"] {
         kitchen.hear(file).await;
-        assert!(kitchen.learn().await.1.manifest.is_some(), "{file}");
+        assert!(kitchen.learn().await.manifest.is_some(), "{file}");
     }
     kitchen.hear("wrong.jsonl").await;
     let (job, order) = kitchen.order().await;
@@ -330,7 +332,7 @@ async fn what_a_refused_version_had_learnt_from_is_set_aside_whatever_lies_among
     let (store, tenant) = (kitchen.site.store(), TenantId::single());
     assert_eq!(set_aside(&*store, &tenant, &bakery()).await.unwrap(), refused.set_aside);
     let again = kitchen.train.run(&kitchen.context(&job), order).await.unwrap();
-    assert_eq!(TrainOutcome { train_seconds: refused.train_seconds, ..again }, refused);
+    assert_eq!(again, TrainOutcome { train_seconds: 0.0, ..refused.clone() });
 
     let stray = Key::new(format!("t/default/jobs/{}/result", hybrid_core::JobId::next(&SystemIds::default()))).unwrap();
     store.create(&stray, Bytes::from_static(b"no result at all")).await.unwrap();
@@ -367,4 +369,23 @@ async fn a_channel_that_cannot_be_renewed_keeps_no_other_from_it() {
     let came: Vec<_> = renewed.iter().map(|((model, _), came)| (model.as_str(), came.is_ok())).collect();
     assert_eq!(came, [("aardvark", false), ("bakery", true), ("zebra", false)]);
     assert_eq!(kitchen.statements().await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expired_release_that_nobody_remembers_is_kept_in_service_by_who_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let kitchen = Kitchen::open(folder.path()).await;
+    kitchen.hear("first.jsonl").await;
+    let one = kitchen.learn().await;
+    kitchen.calendar.turn_to(95);
+    std::fs::remove_dir_all(kitchen.site.kitchen().join("floors")).unwrap();
+    let (kitchen, stable) = (kitchen.restarted(), (bakery(), ChannelName::stable()));
+    assert_eq!(kitchen.channels.in_service(&stable).await.unwrap_err().kind(), ErrorKind::Untrusted);
+
+    let shown = renew_by_hand(&kitchen.site, &stable, None).await.unwrap().statement;
+    assert_eq!((Some(shown.manifest), shown.seq), (one.manifest, 1));
+    let other = renew_by_hand(&kitchen.site, &stable, Some(hybrid_core::Digest::of(b"another"))).await.unwrap_err();
+    assert_eq!((other.kind(), kitchen.statements().await), (ErrorKind::NotFound, 1), "{other}");
+    renew_by_hand(&kitchen.site, &stable, one.manifest).await.unwrap();
+    assert_eq!(kitchen.channels.in_service(&stable).await.unwrap(), one.manifest);
 }
