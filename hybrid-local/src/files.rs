@@ -8,6 +8,14 @@ use std::{
 
 use hybrid_core::{Error, ErrorKind, Result};
 
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
+/// Tensors in one file.
+pub(crate) const WEIGHTS: &str = "model.safetensors";
+/// Room for a configuration, or for the header of a file of tensors.
+pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+
 /// Reads a file of at most `limit` bytes.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! One machine: an embedded store, queue and outbox, text classifiers and chat models on candle, and the evaluator that judges its versions.
+//! One machine: an embedded store, queue and outbox, text classifiers, chat models and embedders on candle, and the evaluator that judges its versions.
 //!
 //! Everything here works in folders and files of the machine it runs on; it knows no cloud provider and nothing of the other side.
 //!
@@ -8,10 +8,11 @@
 //! | `embedded` | `FolderStore`, `FolderStaging`, `SqliteQueue`, `SqliteOutbox`, `SqliteRecordStore`, `SqliteVectorIndex`: artifacts in a folder; jobs, records and embeddings in SQLite files (Unix) |
 //! | `classifier` | `TextClassifierTrainer`, `TextClassifierLoader`, `Device`: text classification on candle, of hashed n-grams or by fine-tuning encoders of the BERT family |
 //! | `decoder` | `DecoderLoader`, `DecoderModel`, `Device`: chat with decoders of the Llama, Mistral, Qwen, Gemma and Phi families on candle, of Hugging Face folders and GGUF files |
+//! | `embedder` | `EmbedderLoader`, `Device`: embedding with encoders of the BERT family and with decoders, as sentence-transformers' files say |
 //! | `evaluation` | `evaluation`: golden sets, paired comparison, verdicts; needs neither candle nor SQLite |
 //! | `metal`, `cuda`, `accelerate` | hardware that candle can use |
 //!
-//! The first four are on by default.
+//! The first five are on by default.
 
 #[cfg(feature = "decoder")]
 mod decoder;
@@ -19,6 +20,12 @@ mod decoder;
 mod device;
 #[cfg(feature = "embedded")]
 mod disk;
+#[cfg(feature = "embedder")]
+mod embedder;
+// Both features share it, and neither uses all of it.
+#[cfg(any(feature = "classifier", feature = "embedder"))]
+#[cfg_attr(not(all(feature = "classifier", feature = "embedder")), allow(dead_code, unused_imports))]
+mod encoder;
 #[cfg(feature = "evaluation")]
 pub mod evaluation;
 #[cfg(any(feature = "classifier", feature = "decoder"))]
@@ -47,6 +54,8 @@ mod text_classifier;
 pub use decoder::{DecoderLoader, DecoderModel};
 #[cfg(any(feature = "classifier", feature = "decoder"))]
 pub use device::{Device, DeviceChoice};
+#[cfg(feature = "embedder")]
+pub use embedder::EmbedderLoader;
 #[cfg(feature = "embedded")]
 pub use folder_store::{FolderStaging, FolderStore};
 #[cfg(feature = "embedded")]

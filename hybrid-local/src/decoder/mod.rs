@@ -22,6 +22,8 @@ mod network;
 mod prompt;
 mod rope;
 mod sampling;
+#[cfg(feature = "embedder")]
+mod states;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -30,6 +32,8 @@ mod writer;
 
 pub use loader::DecoderLoader;
 pub use model::DecoderModel;
+#[cfg(feature = "embedder")]
+pub(crate) use states::States;
 
 /// What manifests call a version whose files are a decoder's.
 const ARCHITECTURE: &str = "decoder/1";

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     device::tensor_error,
-    files,
+    files::{self, CONFIG, MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, TOKENIZER, WEIGHTS},
     learning::{checkpoint, gradients, settings},
     tensors,
 };
@@ -33,13 +33,7 @@ pub use trainer::TextClassifierTrainer;
 
 const HASHED_ARCHITECTURE: &str = "hashed-text-classifier/1";
 const BERT_ARCHITECTURE: &str = "bert-text-classifier/1";
-const CONFIG: &str = "config.json";
-const WEIGHTS: &str = "model.safetensors";
 const ADAPTER: &str = "adapter.safetensors";
-const TOKENIZER: &str = "tokenizer.json";
-/// Room for a configuration, or for the header of a file of tensors.
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
-const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 /// The longest text that is read, in bytes of UTF-8.
 const MAX_TEXT_BYTES: usize = 64 << 10;
 /// The most texts in one request.

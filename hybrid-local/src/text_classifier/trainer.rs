@@ -15,7 +15,7 @@ use hybrid_core::{
 use super::{
     ADAPTER, BERT_ARCHITECTURE, CONFIG, HASHED_ARCHITECTURE, TOKENIZER, WEIGHTS,
     checkpoint::Checkpoint,
-    encoder::{Base, BertMethod, BertSettings, Mode, Places, version_tensors},
+    encoder::{BertMethod, BertSettings, Mode, Places, version_tensors},
     examples::Examples,
     files,
     hashed::{HashedMethod, HashedSettings},
@@ -23,7 +23,7 @@ use super::{
     tensors,
     training::{self, Figures, Trained},
 };
-use crate::Device;
+use crate::{Device, encoder::Base};
 
 const OPERATION: &str = "train";
 const NAME: &str = concat!("hybrid-local/", env!("CARGO_PKG_VERSION"));
@@ -204,7 +204,7 @@ impl TextClassifierTrainer {
 
     fn train_bert(&self, base: &BaseModel, settings: &BertSettings, work: &Work) -> Result<Candidate> {
         let Work { plan, run, examples, dropped } = work;
-        let base = Base::read(&self.places.folder(base)?)?;
+        let base = Base::read(&self.places.folder(base)?, None)?;
         let checkpoint = Checkpoint::new(&run.scratch, self.run_digest(plan, base.digests.values())?);
         let method = BertMethod::new(examples, &base, settings, &self.device)?;
         let cut = method.cut();

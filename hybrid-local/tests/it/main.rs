@@ -9,5 +9,7 @@ mod classifier;
 mod decoder;
 #[cfg(feature = "embedded")]
 mod embedded;
+#[cfg(feature = "embedder")]
+mod embedder;
 #[cfg(feature = "evaluation")]
 mod evaluation;

@@ -13,18 +13,14 @@ use crate::{
         template::Sources,
         tokens,
     },
-    files::read,
+    files::{CONFIG, MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, TOKENIZER, read},
 };
 
 const OPERATION: &str = "open decoder";
-pub(super) const CONFIG: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
-const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// Reads the model in `folder`; `generation_config.json`, `tokenizer_config.json` and templates may be missing.
 pub(super) fn open(folder: &Path) -> Result<ModelFiles> {

@@ -22,7 +22,11 @@ use hybrid_core::{Error, Result};
 use tokenizers::Tokenizer;
 
 use super::{config::DecoderConfig, defaults::Defaults, template::Sources};
-use crate::{device::tensor_error, files::io_error, ops::packed::Packed};
+use crate::{
+    device::tensor_error,
+    files::{CONFIG, io_error},
+    ops::packed::Packed,
+};
 
 const OPERATION: &str = "open decoder";
 
@@ -46,7 +50,7 @@ impl ModelFiles {
         if path.is_file() {
             return gguf::open(path);
         }
-        if path.join(folder::CONFIG).is_file() {
+        if path.join(CONFIG).is_file() {
             return folder::open(path);
         }
         let mut files = gguf_files(path)?;

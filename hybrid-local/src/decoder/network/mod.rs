@@ -205,23 +205,10 @@ impl Network {
     }
 
     fn logits(&self, parts: &mut [Part<'_>]) -> candle_core::Result<Vec<Vec<f32>>> {
-        let tokens: Vec<u32> = parts.iter().flat_map(|part| part.tokens).copied().collect();
-        if tokens.is_empty() {
+        if parts.iter().all(|part| part.tokens.is_empty()) {
             return Ok(Vec::new());
         }
-        for part in &mut *parts {
-            part.cache.reserve(part.tokens.len(), self.layers.len())?;
-        }
-        let positions = parts.iter().flat_map(|part| (0..part.tokens.len()).map(|i| part.cache.len() + i));
-        let pass = Pass {
-            turns: self.positions.turns(positions, &self.device)?,
-            seen: Seen::Cached { parts, masks: self.masks(parts)? },
-            worn: worn(parts),
-        };
-        let mut x = self.embed(&tokens)?;
-        for (at, layer) in self.layers.iter().enumerate() {
-            x = self.layer(at, layer, x, &pass)?;
-        }
+        let x = self.rows(parts)?;
         let mut wanted = Vec::new();
         let mut first = 0;
         for part in &mut *parts {
@@ -240,6 +227,33 @@ impl Network {
         let count = wanted.len();
         let x = x.index_select(&Tensor::from_vec(wanted, count, &self.device)?, 0)?;
         self.scores(&x)?.to_vec2()
+    }
+
+    /// The next tokens' rows as they leave the network, `[tokens, hidden]`.
+    #[cfg_attr(not(feature = "embedder"), allow(dead_code))]
+    pub(super) fn states(&self, parts: &mut [Part<'_>]) -> candle_core::Result<Tensor> {
+        let x = self.rows(parts)?;
+        parts.iter_mut().for_each(|part| part.cache.advance(part.tokens.len()));
+        self.norm.forward(&x)
+    }
+
+    /// The next tokens' rows behind the last layer, `[tokens, hidden]`; the caches have their keys and values, but do not count them yet.
+    fn rows(&self, parts: &mut [Part<'_>]) -> candle_core::Result<Tensor> {
+        let tokens: Vec<u32> = parts.iter().flat_map(|part| part.tokens).copied().collect();
+        for part in &mut *parts {
+            part.cache.reserve(part.tokens.len(), self.layers.len())?;
+        }
+        let positions = parts.iter().flat_map(|part| (0..part.tokens.len()).map(|i| part.cache.len() + i));
+        let pass = Pass {
+            turns: self.positions.turns(positions, &self.device)?,
+            seen: Seen::Cached { parts, masks: self.masks(parts)? },
+            worn: worn(parts),
+        };
+        let mut x = self.embed(&tokens)?;
+        for (at, layer) in self.layers.iter().enumerate() {
+            x = self.layer(at, layer, x, &pass)?;
+        }
+        Ok(x)
     }
 
     /// The rows of tokens before the first layer, `[tokens, hidden]`.

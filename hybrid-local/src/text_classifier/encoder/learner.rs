@@ -3,16 +3,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{DType, Tensor, Var, backprop::GradStore};
 use hybrid_core::{Error, Result};
 
-use super::{
-    base::Base,
-    config::BertConfig,
-    model::{logits, on_device},
-    network::{Dropout, Network},
-    settings::BertSettings,
-    tokens::{Batch, Encoded, Tokens},
-};
+use super::{config::BertConfig, model::logits, network::Network, settings::BertSettings};
 use crate::{
     Device,
+    encoder::{Base, Batch, Dropout, Encoded, Marks, Tokens, on_device},
     ops::{Operators, Rates, Step, squares, update},
     random::Random,
     text_classifier::{
@@ -80,7 +74,7 @@ impl<'a> BertMethod<'a> {
             let numbers: usize = base.config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
             check_memory("train", 5 * 4 * numbers as u64, None)?;
         }
-        let tokens = Tokens::read(&base.tokenizer, base.config.vocabulary, max_tokens)?;
+        let tokens = Tokens::read(&base.tokenizer, base.config.vocabulary, max_tokens, Marks::Needed)?;
         let encoded = examples.texts.iter().map(|text| tokens.encode(text)).collect::<Result<_>>()?;
         let mut frozen = BTreeMap::new();
         if settings.lora.is_some() {

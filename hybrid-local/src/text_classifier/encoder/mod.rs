@@ -1,8 +1,8 @@
 //! Encoders of the BERT family, fine-tuned whole or by low-rank matrices.
 //!
 //! A base model in Hugging Face layout (`config.json`, `tokenizer.json`, `model.safetensors`) becomes a classifier: the encoder, the first
-//! row or the mean of all rows of a text, a layer with an activation, and a layer that gives the logits. `family` knows the families' names,
-//! `config` the sizes, `base` where models lie, `tokens` the texts, `network` the network, `learner` how it learns.
+//! row or the mean of all rows of a text, a layer with an activation, and a layer that gives the logits. The encoder is
+//! [`crate::encoder`]'s; `config` is what a version says, `places` where base models lie, `network` the network, `learner` how it learns.
 //!
 //! # Files
 //! The architecture `bert-text-classifier/1` has in its folder all that it needs:
@@ -12,22 +12,20 @@
 //! - `adapter.safetensors`, after `bert-lora`: the low-rank matrices and the head. Merging happens at loading, so answers take no longer; on
 //!   disk the two stay apart, because `model.safetensors` is then the same bytes for every version of one base and moves once.
 
-mod base;
 mod config;
-mod family;
 mod learner;
 mod model;
 mod network;
+mod places;
 mod settings;
-mod tokens;
 
 #[cfg(test)]
 mod speed;
 #[cfg(test)]
 mod tests;
 
-pub(super) use base::{Base, Places};
 pub(super) use config::BertConfig;
 pub(super) use learner::{BertMethod, version_tensors};
 pub(super) use model::BertModel;
+pub(super) use places::Places;
 pub(super) use settings::{BertSettings, Mode};

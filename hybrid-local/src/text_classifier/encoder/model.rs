@@ -1,15 +1,11 @@
 //! A version that is ready to answer.
 
-use candle_core::Tensor;
 use hybrid_core::{Error, Result};
 
-use super::{
-    config::BertConfig,
-    network::Network,
-    tokens::{Batch, Encoded, Tokens},
-};
+use super::{config::BertConfig, network::Network};
 use crate::{
     Device,
+    encoder::{Batch, Encoded, Marks, Tokens, on_device},
     ops::Operators,
     text_classifier::{
         ClassifierConfig, backend,
@@ -45,7 +41,7 @@ impl BertModel {
         device: &Device,
     ) -> Result<Self> {
         config.check()?;
-        let tokens = Tokens::read(tokenizer, config.encoder.vocabulary, config.max_tokens)?;
+        let tokens = Tokens::read(tokenizer, config.encoder.vocabulary, config.max_tokens, Marks::Needed)?;
         let mut tensors = Tensors::new();
         for (wanted, found) in [(config.model_tensors(), &mut model), (config.adapter_tensors(), &mut adapter)] {
             for (name, shape) in wanted {
@@ -73,16 +69,6 @@ impl BertModel {
         let operators = Operators::of(device.tensors());
         let network = Network::of(&config.encoder, config.pooling, None, operators, merged)?;
         Ok(Self { config, tokens, network, device: device.clone() })
-    }
-}
-
-/// A tensor of a file, where the device wants it.
-pub(super) fn on_device(tensors: &Tensors, name: &str, device: &Device) -> Result<Tensor> {
-    match tensors.get(name) {
-        Some(Array { shape, values: Values::F32(values) }) => {
-            Tensor::from_slice(values, shape.as_slice(), device.tensors()).map_err(tensor_error("load tensors"))
-        }
-        _ => Err(Error::corrupt("read tensors", "the tensor is missing").with("tensor", name)),
     }
 }
 

@@ -2,8 +2,10 @@
 
 use hybrid_core::Result;
 
-use super::config::{LoraConfig, Pooling, TARGETS};
-use crate::text_classifier::{settings::Settings, training::Schedule};
+use crate::{
+    encoder::{LoraConfig, Pooling, TARGETS},
+    text_classifier::{settings::Settings, training::Schedule},
+};
 
 /// Which parameters are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

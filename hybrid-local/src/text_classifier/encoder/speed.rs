@@ -13,14 +13,12 @@ use std::{
 };
 
 use super::{
-    base::Base,
-    config::EncoderConfig,
-    family::HeadActivation,
     learner::{BertLearner, BertMethod},
     settings::{BertSettings, Mode},
 };
 use crate::{
     Device,
+    encoder::{Base, EncoderConfig, HeadActivation},
     ops::Operators,
     random::Random,
     text_classifier::{

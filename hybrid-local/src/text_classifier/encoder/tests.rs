@@ -5,15 +5,13 @@ use std::{collections::BTreeMap, path::Path, process::Command};
 use candle_core::Tensor;
 
 use super::{
-    base::Base,
-    config::Pooling,
     learner::{BertLearner, BertMethod},
     network::Network,
     settings::{BertSettings, Mode},
-    tokens::{Batch, Tokens},
 };
 use crate::{
     Device,
+    encoder::{Base, Batch, Encoder, Marks, Pooling, Tokens, on_device},
     ops::Operators,
     random::Random,
     text_classifier::{
@@ -35,8 +33,9 @@ fn file(path: &Path) -> Tensors {
 fn check_parity(folder: &Path, name: &str) {
     let texts: Vec<String> = serde_json::from_slice(&std::fs::read(folder.join("texts.json")).unwrap()).unwrap();
     let folder = folder.join(name);
-    let base = Base::read(&folder).unwrap();
-    let tokens = Tokens::read(&base.tokenizer, base.config.vocabulary, base.config.max_tokens()).unwrap();
+    let base = Base::read(&folder, None).unwrap();
+    let tokens =
+        Tokens::read(&base.tokenizer, base.config.vocabulary, base.config.max_tokens(), Marks::Needed).unwrap();
     let encoded: Vec<_> = texts.iter().map(|text| tokens.encode(text).unwrap().ids).collect();
 
     let mut expected = file(&folder.join("expected.safetensors"));
@@ -61,13 +60,12 @@ fn check_parity(folder: &Path, name: &str) {
     }
     let device = Device::cpu();
     for operators in [Operators::Fused, Operators::Composed] {
-        let network = Network::of(&base.config, Pooling::Cls, None, operators, |name| {
-            super::model::on_device(&all, name, &device)
-        })
-        .unwrap();
+        let network =
+            Network::of(&base.config, Pooling::Cls, None, operators, |name| on_device(&all, name, &device)).unwrap();
         let ids: Vec<_> = encoded.iter().map(Vec::as_slice).collect();
         let batch = Batch::of(&ids, base.config.first_position, device.tensors()).unwrap();
-        let ours = network.hidden(&batch, &mut None).unwrap().to_vec2::<f32>().unwrap();
+        let encoder = Encoder::of(&base.config, None, operators, |name| on_device(&all, name, &device)).unwrap();
+        let ours = encoder.hidden(&batch, &mut None).unwrap().to_vec2::<f32>().unwrap();
         let theirs = (0..texts.len())
             .flat_map(|text| (0..lengths[text] as usize).map(move |token| (text * longest + token) * hidden))
             .map(|from| &their_hidden[from..from + hidden]);
@@ -122,7 +120,7 @@ fn check_gradients(family: &str, mode: Mode, operators: Operators, settings: ser
     let values: BTreeMap<_, _> = serde_json::from_value(settings).unwrap();
     let settings = BertSettings::read(&Settings::new(&values), mode, 5).unwrap();
     let (examples, device) = (examples(), Device::cpu());
-    let base = Base::read(&Path::new(FIXTURES).join(family)).unwrap();
+    let base = Base::read(&Path::new(FIXTURES).join(family), None).unwrap();
     let method = BertMethod::new(&examples, &base, &settings, &device).unwrap();
     let learner = BertLearner::begin(&method, 0, operators).unwrap();
     let batch = [0, 1, 2, 3];
@@ -184,7 +182,7 @@ fn a_parameter_that_the_loss_does_not_reach_is_named_at_the_first_step() {
     let values = BTreeMap::new();
     let settings = BertSettings::read(&Settings::new(&values), Mode::Full, 5).unwrap();
     let (examples, device) = (examples(), Device::cpu());
-    let base = Base::read(&Path::new(FIXTURES).join("bert")).unwrap();
+    let base = Base::read(&Path::new(FIXTURES).join("bert"), None).unwrap();
     let method = BertMethod::new(&examples, &base, &settings, &device).unwrap();
     let at = |step| StepAt { phase: 0, step, planned: 10 };
     BertLearner::begin(&method, 0, Operators::Fused).unwrap().step(&[0, 1], at(0)).unwrap();

@@ -20,7 +20,7 @@ use hybrid_core::{
 use hybrid_local::{DecoderLoader, Device};
 use serde_json::json;
 
-const FAMILIES: [&str; 5] = ["llama", "llama-bias", "mistral", "qwen2", "qwen3"];
+const FAMILIES: [&str; 8] = ["llama", "llama-bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"];
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/decoder")).join(name)

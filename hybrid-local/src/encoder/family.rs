@@ -4,40 +4,40 @@ use serde::{Deserialize, Serialize};
 
 /// One family of encoders in Hugging Face layout.
 #[derive(Debug)]
-pub(super) struct Family {
+pub(crate) struct Family {
     /// The values of `model_type` in `config.json`.
-    pub(super) types: &'static [&'static str],
+    pub(crate) types: &'static [&'static str],
     /// What tensors' names begin with where a head stands beside the encoder.
-    pub(super) prefix: &'static str,
-    pub(super) keys: Keys,
+    pub(crate) prefix: &'static str,
+    pub(crate) keys: Keys,
     /// Whether positions are counted from the one after the padding token's id, as fairseq did.
-    pub(super) after_padding: bool,
+    pub(crate) after_padding: bool,
     /// Our names of tensors and theirs, where `#` is the layer's number.
-    pub(super) tensors: &'static [(&'static str, &'static str)],
+    pub(crate) tensors: &'static [(&'static str, &'static str)],
     /// The same of the head's first layer; it may be absent.
-    pub(super) head: &'static [(&'static str, &'static str)],
+    pub(crate) head: &'static [(&'static str, &'static str)],
     /// What follows the head's first layer.
-    pub(super) activation: HeadActivation,
+    pub(crate) activation: HeadActivation,
 }
 
 /// The names of settings in `config.json`.
 #[derive(Debug)]
-pub(super) struct Keys {
-    pub(super) hidden: &'static str,
-    pub(super) layers: &'static str,
-    pub(super) heads: &'static str,
-    pub(super) intermediate: &'static str,
-    pub(super) activation: &'static str,
+pub(crate) struct Keys {
+    pub(crate) hidden: &'static str,
+    pub(crate) layers: &'static str,
+    pub(crate) heads: &'static str,
+    pub(crate) intermediate: &'static str,
+    pub(crate) activation: &'static str,
     /// Absent where the layers have none.
-    pub(super) token_types: Option<&'static str>,
+    pub(crate) token_types: Option<&'static str>,
     /// Absent where it is 1e-12 always.
-    pub(super) norm_epsilon: Option<&'static str>,
+    pub(crate) norm_epsilon: Option<&'static str>,
 }
 
 /// What follows the first layer of the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum HeadActivation {
+pub(crate) enum HeadActivation {
     Tanh,
     Relu,
 }
@@ -139,17 +139,17 @@ pub(super) const FAMILIES: &[Family] = &[
 ];
 
 impl Family {
-    pub(super) fn named(name: &str) -> Option<&'static Self> {
+    pub(crate) fn named(name: &str) -> Option<&'static Self> {
         FAMILIES.iter().find(|family| family.types.contains(&name))
     }
 
     /// The names of all families, for people.
-    pub(super) fn names() -> String {
+    pub(crate) fn names() -> String {
         FAMILIES.iter().flat_map(|family| family.types).copied().collect::<Vec<_>>().join(", ")
     }
 
     /// Their name of our tensor.
-    pub(super) fn theirs(&self, ours: &str) -> Option<String> {
+    pub(crate) fn theirs(&self, ours: &str) -> Option<String> {
         let (pattern, layer) = match ours.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
             Some((layer, rest)) => (format!("layers.#.{rest}"), layer),
             None => (ours.to_owned(), ""),

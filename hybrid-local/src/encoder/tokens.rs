@@ -5,7 +5,7 @@ use std::{panic::catch_unwind, str::FromStr};
 use candle_core::{Device, Tensor};
 use hybrid_core::{Error, Result};
 use serde::de::IgnoredAny;
-use tokenizers::{PostProcessor, Tokenizer, TruncationDirection};
+use tokenizers::{Encoding, PostProcessor, Token, Tokenizer};
 
 use crate::ops::Spans;
 
@@ -14,41 +14,54 @@ const NO_TOKENIZER: &str = "not a tokenizer that the library can read";
 
 /// A tokenizer with the limits of its model.
 #[derive(Debug)]
-pub(super) struct Tokens {
+pub(crate) struct Tokens {
     tokenizer: Tokenizer,
+    vocabulary: usize,
     /// Tokens of a text that are read, those that are added to it included.
     max: usize,
     /// Tokens that are added to every text.
     added: usize,
 }
 
+/// Whether a tokenizer has to mark where a text begins, which is where some networks read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Marks {
+    Needed,
+    IfAny,
+}
+
 /// A text's tokens, as many as are read of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Encoded {
-    pub(super) ids: Vec<u32>,
+pub(crate) struct Encoded {
+    pub(crate) ids: Vec<u32>,
     /// How many the whole text has.
-    pub(super) whole: usize,
+    pub(crate) whole: usize,
 }
 
 impl Encoded {
-    pub(super) fn is_cut(&self) -> bool {
+    pub(crate) fn is_cut(&self) -> bool {
         self.whole > self.ids.len()
     }
 }
 
 impl Tokens {
-    /// Reads a `tokenizer.json` for a model with `vocabulary` rows of embeddings.
+    /// Reads a `tokenizer.json` for a model with `vocabulary` rows of embeddings, of which at most `max` tokens of a text are read.
     ///
     /// # Errors
-    /// `Corrupt` if the file is no tokenizer or has tokens that the model has no row for; `Unsupported` if it marks no beginning of a
-    /// text, which is where the classifier reads.
-    pub(super) fn read(bytes: &[u8], vocabulary: usize, max: usize) -> Result<Self> {
+    /// `Corrupt` if the file is no tokenizer or has tokens that the model has no row for; `Unsupported` if it lacks the marks needed.
+    pub(crate) fn read(bytes: &[u8], vocabulary: usize, max: usize, marks: Marks) -> Result<Self> {
         let corrupt = |message: &'static str| Error::corrupt(OPERATION, message);
         let text = str::from_utf8(bytes).map_err(|error| corrupt("not UTF-8").with_source(error))?;
         serde_json::from_str::<IgnoredAny>(text).map_err(|error| corrupt("not JSON").with_source(error))?;
         // The library panics at some files that are JSON but no tokenizer.
         let parsed = catch_unwind(|| Tokenizer::from_str(text)).map_err(|_| corrupt(NO_TOKENIZER))?;
-        let mut tokenizer = parsed.map_err(|error| corrupt(NO_TOKENIZER).with_source(error))?;
+        let tokenizer = parsed.map_err(|error| corrupt(NO_TOKENIZER).with_source(error))?;
+        Self::new(tokenizer, vocabulary, max, marks)
+    }
+
+    /// As [`read`](Self::read), of a tokenizer that was read.
+    pub(crate) fn new(mut tokenizer: Tokenizer, vocabulary: usize, max: usize, marks: Marks) -> Result<Self> {
+        let corrupt = |message: &'static str| Error::corrupt(OPERATION, message);
         // Many published files cut and pad in silence.
         tokenizer.with_padding(None);
         tokenizer
@@ -64,7 +77,7 @@ impl Tokens {
                 .with("vocabulary", vocabulary));
         }
         let added = tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
-        if added == 0 {
+        if added == 0 && marks == Marks::Needed {
             return Err(Error::unsupported(
                 OPERATION,
                 "the tokenizer does not mark the beginning of a text; save it with its post-processor",
@@ -75,36 +88,63 @@ impl Tokens {
                 .with("added", added)
                 .with("max_tokens", max));
         }
-        Ok(Self { tokenizer, max, added })
+        Ok(Self { tokenizer, vocabulary, max, added })
     }
 
-    pub(super) fn max(&self) -> usize {
+    /// Tokens of a text that are read, those added to it included.
+    pub(crate) fn max(&self) -> usize {
         self.max
     }
 
-    /// A text's tokens with those added; of a text with more than are read, the first, and the added ones around them.
-    pub(super) fn encode(&self, text: &str) -> Result<Encoded> {
-        let fail = |error| Error::internal("tokenize", "the tokenizer failed").with_source(error);
-        let mut encoding = self.tokenizer.encode_fast(text, false).map_err(fail)?;
-        let whole = encoding.len() + self.added;
-        encoding.truncate(self.max - self.added, 0, TruncationDirection::Right);
-        let encoding = self.tokenizer.post_process(encoding, None, true).map_err(fail)?;
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), whole })
+    /// Tokens that are added to every text.
+    pub(crate) fn added(&self) -> usize {
+        self.added
     }
+
+    /// Rows of the table of embeddings.
+    pub(crate) fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// A text's tokens with those added; of a text with more than are read, the first, and the added ones around them.
+    pub(crate) fn encode(&self, text: &str) -> Result<Encoded> {
+        let mut ids = self.ids(text)?;
+        let whole = ids.len() + self.added;
+        ids.truncate(self.max - self.added);
+        Ok(Encoded { ids: self.marked(ids)?, whole })
+    }
+
+    /// A text's own tokens, all of them.
+    pub(crate) fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, false);
+        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(failed)
+    }
+
+    /// A text's own tokens with those added.
+    pub(crate) fn marked(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
+        let token = |id: u32| Token { id, value: String::new(), offsets: (0, 0) };
+        let encoding = Encoding::from_tokens(ids.into_iter().map(token).collect(), 0);
+        let marked = self.tokenizer.post_process(encoding, None, true).map_err(failed)?;
+        Ok(marked.get_ids().to_vec())
+    }
+}
+
+fn failed(error: tokenizers::Error) -> Error {
+    Error::internal("tokenize", "the tokenizer failed").with_source(error)
 }
 
 /// Texts one after another, as a network reads them.
 #[derive(Clone, Debug)]
-pub(super) struct Batch {
+pub(crate) struct Batch {
     /// `[tokens]`, whole numbers.
-    pub(super) ids: Tensor,
+    pub(crate) ids: Tensor,
     /// `[tokens]`, whole numbers: rows of the table of positions.
-    pub(super) positions: Tensor,
-    pub(super) spans: Spans,
+    pub(crate) positions: Tensor,
+    pub(crate) spans: Spans,
 }
 
 impl Batch {
-    pub(super) fn of(texts: &[&[u32]], first_position: usize, device: &Device) -> candle_core::Result<Self> {
+    pub(crate) fn of(texts: &[&[u32]], first_position: usize, device: &Device) -> candle_core::Result<Self> {
         let spans = Spans::of(texts.iter().map(|ids| ids.len()));
         let positions = spans.iter().flat_map(|(_, length)| (0..length).map(|i| (first_position + i) as u32));
         Ok(Self {
@@ -128,7 +168,7 @@ mod tests {
     #[test]
     fn a_text_is_cut_only_by_the_limit_given_and_keeps_its_marks() {
         // The file itself cuts to six tokens and pads to twelve.
-        let tokens = Tokens::read(TOKENIZER.as_bytes(), 140, 8).unwrap();
+        let tokens = Tokens::read(TOKENIZER.as_bytes(), 140, 8, Marks::Needed).unwrap();
         let whole = tokens.encode("the cake the cake").unwrap();
         assert_eq!((whole.ids.len(), whole.whole, whole.is_cut()), (6, 6, false));
         let cut = tokens.encode(&"the cake ".repeat(10)).unwrap();
@@ -139,7 +179,7 @@ mod tests {
 
     #[test]
     fn files_that_are_no_tokenizer_of_the_model_are_refused() {
-        let refused = |bytes: &[u8]| Tokens::read(bytes, 140, 8).unwrap_err();
+        let refused = |bytes: &[u8]| Tokens::read(bytes, 140, 8, Marks::Needed).unwrap_err();
         for end in [0, 1, 100, TOKENIZER.len() / 2, TOKENIZER.len() - 1] {
             assert_eq!(refused(&TOKENIZER.as_bytes()[..end]).kind(), ErrorKind::Corrupt);
         }
@@ -153,7 +193,7 @@ mod tests {
             |value| value["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"});
         assert_eq!(change(panics), ErrorKind::Corrupt);
         assert_eq!(change(|value| value["post_processor"] = json!(null)), ErrorKind::Unsupported);
-        let error = Tokens::read(TOKENIZER.as_bytes(), 139, 8).unwrap_err();
+        let error = Tokens::read(TOKENIZER.as_bytes(), 139, 8, Marks::Needed).unwrap_err();
         assert_eq!((error.context("id"), error.context("vocabulary")), (Some("139"), Some("139")), "{error}");
     }
 }

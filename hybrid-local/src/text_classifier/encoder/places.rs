@@ -4,102 +4,16 @@
 //! `models--{organisation}--{name}/refs/{revision}` holds a commit, `snapshots/{commit}/` its files. The cache is at `HF_HUB_CACHE`, else
 //! `HUGGINGFACE_HUB_CACHE`, else `$HF_HOME/hub`, else `$XDG_CACHE_HOME/huggingface/hub`, else `~/.cache/huggingface/hub`, as in `huggingface_hub`.
 
-use std::{
-    collections::BTreeMap,
-    ffi::OsString,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{ffi::OsString, fs, path::PathBuf};
 
-use hybrid_core::{BaseModel, Digest, Error, Result};
+use hybrid_core::{BaseModel, Error, Result};
 
-use super::{config::EncoderConfig, family::Family, tokens::Tokens};
-use crate::text_classifier::{
-    CONFIG, MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, TOKENIZER, WEIGHTS, files,
-    tensors::{self, Array, Tensors, Values},
+use crate::{
+    encoder::missing,
+    files::{CONFIG, TOKENIZER, WEIGHTS},
 };
 
 const OPERATION: &str = "find base model";
-
-/// A base model, read whole.
-#[derive(Debug)]
-pub(in crate::text_classifier) struct Base {
-    pub(super) config: EncoderConfig,
-    /// The encoder's tensors, and the head's first layer where the base has one; by our names.
-    pub(super) tensors: Tensors,
-    pub(in crate::text_classifier) tokenizer: Vec<u8>,
-    /// The SHA-256 of the files, by name.
-    pub(in crate::text_classifier) digests: BTreeMap<String, Digest>,
-}
-
-impl Base {
-    /// Reads the model in `folder`.
-    ///
-    /// # Errors
-    /// `NotFound` that names the missing file and how to get it; `Corrupt` and `Unsupported` that name file and fault.
-    pub(in crate::text_classifier) fn read(folder: &Path) -> Result<Self> {
-        let path = |name: &str| folder.join(name);
-        for name in [CONFIG, TOKENIZER, WEIGHTS] {
-            if !path(name).is_file() {
-                return Err(missing(folder, name));
-            }
-        }
-        let named = |name: &'static str| {
-            let path = path(name);
-            move |error: Error| error.with("path", path.display())
-        };
-        let config_bytes = files::read(&path(CONFIG), MAX_CONFIG_BYTES)?;
-        let (config, family) = EncoderConfig::read(&config_bytes).map_err(named(CONFIG))?;
-        let tokenizer = files::read(&path(TOKENIZER), MAX_TOKENIZER_BYTES)?;
-        Tokens::read(&tokenizer, config.vocabulary, config.max_tokens()).map_err(named(TOKENIZER))?;
-        let needed: u64 = config.tensors().iter().map(|(_, shape)| 4 * shape.iter().product::<usize>() as u64).sum();
-        // Heads of other tasks may lie in the file too; the largest is as large as the table of words.
-        files::check_memory(OPERATION, 2 * needed, None)?;
-        let weights = files::read(&path(WEIGHTS), 2 * needed + MAX_CONFIG_BYTES)?;
-        let (tensors, _) = tensors::decode(&weights, &path(WEIGHTS))?;
-        let tensors = renamed(tensors, &config, family).map_err(named(WEIGHTS))?;
-        let digests = [(CONFIG, &config_bytes), (TOKENIZER, &tokenizer), (WEIGHTS, &weights)]
-            .map(|(name, bytes)| (name.to_owned(), Digest::of(bytes)))
-            .into();
-        Ok(Self { config, tensors, tokenizer, digests })
-    }
-}
-
-/// Picks the encoder's tensors, and the head's first layer, out of a file's, and gives them our names.
-fn renamed(mut theirs: Tensors, config: &EncoderConfig, family: &Family) -> Result<Tensors> {
-    let head = config.head_tensors(0).into_iter().filter(|(name, _)| family.theirs(name).is_some());
-    let head: Vec<_> = head.collect();
-    let has_head = head.iter().all(|(ours, _)| find(&theirs, family, ours).is_some());
-    let mut tensors = Tensors::new();
-    for (ours, shape) in config.tensors().into_iter().chain(head.into_iter().filter(|_| has_head)) {
-        let name = find(&theirs, family, &ours).unwrap_or_else(|| family.theirs(&ours).unwrap_or(ours.clone()));
-        let values = tensors::take_f32(&mut theirs, &name, &shape)?;
-        tensors.insert(ours, Array { shape, values: Values::F32(values) });
-    }
-    Ok(tensors)
-}
-
-/// The name under which a file has our tensor: with the family's prefix or without, and as the first releases called it.
-fn find(theirs: &Tensors, family: &Family, ours: &str) -> Option<String> {
-    let name = family.theirs(ours)?;
-    let old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
-    let names = [&name, &old].into_iter().flat_map(|name| [format!("{}{name}", family.prefix), name.clone()]);
-    names.into_iter().find(|name| theirs.contains_key(name))
-}
-
-fn missing(folder: &Path, name: &str) -> Error {
-    let has = |name: &str| folder.join(name).exists();
-    let way_out = if has("model.safetensors.index.json") && name == WEIGHTS {
-        "a base model's file is missing: the weights lie in several files; save the model anew as one"
-    } else if has("pytorch_model.bin") && name == WEIGHTS {
-        "a base model's file is missing: pickled weights are not read; save the model as safetensors"
-    } else if name == TOKENIZER {
-        "a base model's file is missing; save it with the `tokenizers` library or `AutoTokenizer.save_pretrained`"
-    } else {
-        "a base model's file is missing; the folder has to hold config.json, tokenizer.json and model.safetensors"
-    };
-    Error::not_found(OPERATION, way_out).with("file", name).with("folder", folder.display())
-}
 
 /// Where base models are looked for.
 #[derive(Clone, Debug, Default)]
