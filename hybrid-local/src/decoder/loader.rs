@@ -40,8 +40,11 @@ const DEFAULT_CONTEXT: usize = 4_096;
 /// - Where a request leaves open how tokens are drawn, the model's `generation_config.json` says it; without one the likeliest token is
 ///   taken. The same seed gives the same answer on the same device. A request without a seed has one made of its id.
 /// - Requests are answered side by side: each pass over the weights reads a token of every answer and some of the prompts that have come, so
-///   that a long prompt does not keep the other answers waiting. What each answer says does not depend on what is beside it. One that is
-///   cancelled, late or not read any more ends between two passes; a backend that is dropped ends what was asked of it.
+///   that a long prompt does not keep the other answers waiting. What an answer says does not depend on what is beside it, but for the last
+///   bits of sums that are taken in another order. One that is cancelled, late or not read any more ends between two passes; a backend that
+///   is dropped ends what was asked of it.
+/// - Answers keep to a [`ResponseFormat`](hybrid_core::task::ResponseFormat) and required calls of tools to their schemas, token by token,
+///   thoughts apart. A schema that cannot be kept to (such as one with `not`, `if` or `uniqueItems`) is refused with the reason.
 /// - A prompt that begins as an earlier conversation of the same tenant did is read from there on, as long as there was memory to keep it;
 ///   [`Usage::cache_read_tokens`](hybrid_core::Usage::cache_read_tokens) says how much was spared.
 /// - Needs a tokio runtime: models and prompts are read on its blocking threads. Computing has a thread of its own.

@@ -302,11 +302,17 @@ fn guarded<R>(work: impl FnOnce() -> Result<R>) -> Result<R> {
 }
 
 /// How many tokens of each sequence the next pass reads, by how many are `unread`: all of an answer, which is one at most, and of the prompts
-/// as much as keeps the answers from waiting long, in equal shares. `turn` says whose share is taken first.
+/// as much as keeps the answers from waiting long. Half of that goes to the prompt that is read soonest, so that answers begin one after
+/// another and not all at the end; the others share the rest, so that none starves. `turn` says whose share is taken first.
 pub(super) fn portions(unread: &[usize], portion: Portion, turn: usize) -> Vec<usize> {
     let mut portions: Vec<usize> = unread.iter().map(|unread| (*unread).min(1)).collect();
-    let prompts: Vec<usize> = (0..unread.len()).filter(|at| unread[*at] > 1).collect();
+    let mut prompts: Vec<usize> = (0..unread.len()).filter(|at| unread[*at] > 1).collect();
     let mut left = if prompts.len() < unread.len() { portion.beside } else { portion.alone };
+    let Some(soonest) = (0..prompts.len()).min_by_key(|i| unread[prompts[*i]]) else { return portions };
+    let half = if prompts.len() == 1 { left } else { left / 2 };
+    let soonest = prompts.remove(soonest);
+    portions[soonest] = unread[soonest].min(half);
+    left -= portions[soonest];
     for i in 0..prompts.len() {
         let at = prompts[(turn + i) % prompts.len()];
         let share = left.div_ceil(prompts.len() - i).max(LEAST).min(left);

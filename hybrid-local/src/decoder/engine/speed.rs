@@ -85,7 +85,7 @@ async fn eight_streams_together_and_one_after_another() {
 
     // A long prompt comes while the others write.
     let begun = Instant::now();
-    let long = ChatRequest::user((0..200).map(|i| format!("{i} rolls")).collect::<Vec<_>>().join(", "));
+    let long = ChatRequest::user((0..80).map(|i| format!("{i} rolls")).collect::<Vec<_>>().join(", "));
     let long = ChatRequest { sampling: Sampling { max_tokens: Some(4), ..Sampling::default() }, ..long };
     let mut all: Vec<ChatRequest> = (20..23).map(request).collect();
     all.push(long);

@@ -188,14 +188,14 @@ fn portions_are_shared_and_leave_the_answers_their_turn() {
     assert_eq!(portions(&[1, 1, 0], 3), [1, 1, 0]);
     assert_eq!(portions(&[1_000], 0), [PROCESSOR.alone]);
     assert_eq!(portions(&[1_000, 1], 0), [PROCESSOR.beside, 1]);
-    assert_eq!(portions(&[1_000, 20, 1_000], 0), [86, 20, 150]);
+    assert_eq!(portions(&[1_000, 20, 1_000], 0), [118, 20, 118], "what is nearest to its end comes first");
     for turn in 0..9 {
         let many = portions(&[900; 9], turn);
-        assert_eq!((many.iter().sum::<usize>(), many.iter().max()), (PROCESSOR.alone, Some(&29)), "{turn}: {many:?}");
+        assert_eq!((many.iter().sum::<usize>(), many[0], many[1..].iter().min()), (PROCESSOR.alone, 128, Some(&16)));
         let beside = portions(&[900, 900, 900, 900, 900, 1], turn);
-        assert_eq!(beside.iter().sum::<usize>(), PROCESSOR.beside + 1);
-        assert_eq!(beside.iter().filter(|portion| **portion == LEAST).count(), 4, "{turn}: {beside:?}");
-        assert_eq!(beside[(turn + 4) % 5], 0, "whose share is left out changes");
+        assert_eq!((beside.iter().sum::<usize>(), beside[0]), (PROCESSOR.beside + 1, 32), "{turn}: {beside:?}");
+        assert_eq!(beside.iter().filter(|portion| **portion == LEAST).count(), 2, "{turn}: {beside:?}");
+        assert_eq!(beside[1 + (turn + 3) % 4], 0, "whose share is left out changes");
     }
 }
 
