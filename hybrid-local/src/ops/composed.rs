@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{D, Result, Tensor};
 
-use super::{Activation, attention::Spans};
+use super::{Activation, Gating, attention::Spans};
 
 pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
     let sum = x.matmul(&weight.t()?)?.broadcast_add(bias)?;
@@ -30,6 +30,33 @@ pub(super) fn norm(
     let centred = sum.broadcast_sub(&sum.mean_keepdim(D::Minus1)?)?;
     let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?.sqrt()?;
     centred.broadcast_div(&deviation)?.broadcast_mul(scale)?.broadcast_add(shift)
+}
+
+pub(super) fn rms_norm(x: &Tensor, scale: &Tensor, epsilon: f64) -> Result<Tensor> {
+    let square = (x.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?;
+    x.broadcast_div(&square.sqrt()?)?.broadcast_mul(scale)
+}
+
+pub(super) fn gate(gate: &Tensor, up: &Tensor, gating: Gating) -> Result<Tensor> {
+    let gate = match gating {
+        Gating::Silu => gate.silu()?,
+        Gating::Gelu => gate.gelu()?,
+    };
+    gate * up
+}
+
+pub(super) fn turn(x: &Tensor, [cosines, sines]: &[Tensor; 2]) -> Result<Tensor> {
+    let (size, pairs) = (x.dim(D::Minus1)?, cosines.dim(D::Minus1)?);
+    let (first, second) = (x.narrow(D::Minus1, 0, pairs)?, x.narrow(D::Minus1, pairs, pairs)?);
+    let turned = [
+        (first.broadcast_mul(cosines)? - second.broadcast_mul(sines)?)?,
+        (second.broadcast_mul(cosines)? + first.broadcast_mul(sines)?)?,
+    ];
+    let [first, second] = turned;
+    match size - 2 * pairs {
+        0 => Tensor::cat(&[first, second], D::Minus1),
+        rest => Tensor::cat(&[first, second, x.narrow(D::Minus1, 2 * pairs, rest)?], D::Minus1),
+    }
 }
 
 /// Pads the texts to the longest, masks what is padding, and takes the padding out again.

@@ -4,18 +4,25 @@
 //! attention is told where a text begins and ends.
 
 mod attention;
+#[cfg(feature = "decoder")]
+mod cached;
 mod composed;
 mod fused;
 mod kernels;
 mod optimiser;
 #[cfg(feature = "decoder")]
 pub(crate) mod packed;
+mod rows;
+#[cfg(feature = "decoder")]
+mod simd;
 
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
 pub(crate) use attention::Spans;
+#[cfg(feature = "decoder")]
+pub(crate) use cached::CachedAttention;
 pub(crate) use optimiser::{Rates, Step, squares, update};
 
 /// What a linear layer ends in.
@@ -23,6 +30,15 @@ pub(crate) use optimiser::{Rates, Step, squares, update};
 pub(crate) enum Activation {
     None,
     /// `x · Φ(x)`.
+    Gelu,
+}
+
+/// What a gate's activation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gating {
+    /// `x · σ(x)`.
+    Silu,
+    /// `x · Φ(x)`, the distribution by the hyperbolic tangent.
     Gelu,
 }
 
@@ -60,6 +76,37 @@ impl Operators {
         match self {
             Self::Fused => fused::norm(x, residual, scale, shift, epsilon, mask),
             Self::Composed => composed::norm(x, residual, scale, shift, epsilon, mask),
+        }
+    }
+
+    /// `x / √(mean(x²) + epsilon) · scale` of `[…, columns]` and `[columns]`; Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+    pub(crate) fn rms_norm(self, x: &Tensor, scale: &Tensor, epsilon: f64) -> Result<Tensor> {
+        match self {
+            Self::Fused => {
+                let wanted = [x, scale].map(Tensor::track_op);
+                x.contiguous()?.apply_op2(scale, rows::RootMeanSquare { epsilon: epsilon as f32, wanted })
+            }
+            Self::Composed => composed::rms_norm(x, scale, epsilon),
+        }
+    }
+
+    /// `activation(gate) · up`, both of one shape.
+    pub(crate) fn gate(self, gate: &Tensor, up: &Tensor, gating: Gating) -> Result<Tensor> {
+        match self {
+            Self::Fused => {
+                let wanted = [gate, up].map(Tensor::track_op);
+                gate.contiguous()?.apply_op2(&up.contiguous()?, rows::Gate { gating, wanted })
+            }
+            Self::Composed => composed::gate(gate, up, gating),
+        }
+    }
+
+    /// Turns the pairs of every head of `[rows, heads, size]` by cosines and sines `[rows, 1, pairs]`, column `i` with column `i + pairs`;
+    /// columns behind all pairs stay.
+    pub(crate) fn turn(self, x: &Tensor, turns: &[Tensor; 2]) -> Result<Tensor> {
+        match self {
+            Self::Fused => x.contiguous()?.apply_op3(&turns[0], &turns[1], rows::Turn { way: 1.0 }),
+            Self::Composed => composed::turn(x, turns),
         }
     }
 
@@ -128,6 +175,24 @@ mod tests {
             check(&inputs, |operators, inputs| {
                 operators.attention([&inputs[0], &inputs[1], &inputs[2]], &spans, heads)
             });
+        }
+    }
+
+    #[test]
+    fn what_decoders_do_to_rows_and_its_gradients_are_those_of_the_tensor_library() {
+        let mut random = Random::of(6, "operators", [0, 0]);
+        for columns in [40, 128] {
+            let inputs = [&[700, 3, columns][..], &[columns]].map(|shape| var(&mut random, shape));
+            check(&inputs, |operators, inputs| operators.rms_norm(&inputs[0], &inputs[1], 1e-5));
+        }
+        for gating in [Gating::Silu, Gating::Gelu] {
+            let inputs = [(); 2].map(|()| var(&mut random, &[300, 40]));
+            check(&inputs, |operators, inputs| operators.gate(&inputs[0], &inputs[1], gating));
+        }
+        for size in [16, 22] {
+            let angles = Tensor::from_vec(random.normal(400 * 8, 2.0), (400, 1, 8), &Device::Cpu).unwrap();
+            let turns = [angles.cos().unwrap(), angles.sin().unwrap()];
+            check(&[var(&mut random, &[400, 3, size])], |operators, inputs| operators.turn(&inputs[0], &turns));
         }
     }
 

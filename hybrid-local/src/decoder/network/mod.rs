@@ -13,20 +13,23 @@ mod sequences;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{Device, Tensor};
 use hybrid_core::Result;
 
 use self::{
     attention::{Sight, Weighing, attention, capped},
     linear::{Linear, Table},
-    positions::{Positions, Turns, turn},
+    positions::{Positions, Turns},
 };
 use super::{
     adapter::{Adapter, Module, Place, Worn},
     config::{Activation, DecoderConfig},
     files::{Stored, Weights},
 };
-use crate::device::tensor_error;
+use crate::{
+    device::tensor_error,
+    ops::{CachedAttention, Gating, Operators},
+};
 
 pub(super) use cache::Cache;
 pub(super) use product::dense as dense_product;
@@ -201,7 +204,8 @@ impl Network {
     /// # Errors
     /// `Internal` if the tensor library fails; the caches are then to be thrown away.
     pub(super) fn forward(&self, parts: &mut [Part<'_>]) -> Result<Vec<Vec<f32>>> {
-        self.logits(parts).map_err(tensor_error("run decoder"))
+        // From within the pool of threads: whoever asks it for each operator from outside waits to be woken each time.
+        rayon::scope(|_| self.logits(parts)).map_err(tensor_error("run decoder"))
     }
 
     fn logits(&self, parts: &mut [Part<'_>]) -> candle_core::Result<Vec<Vec<f32>>> {
@@ -296,7 +300,8 @@ impl Network {
         if let Some([of_queries, of_keys]) = &layer.head_norms {
             (queries, keys) = (of_queries.forward(&queries)?, of_keys.forward(&keys)?);
         }
-        let (queries, keys) = (turn(&queries, turns)?, turn(&keys, turns)?);
+        let operators = Operators::of(&self.device);
+        let (queries, keys) = (operators.turn(&queries, turns)?, operators.turn(&keys, turns)?);
         let weighing = Weighing { scale: self.config.query_scale, cap: self.config.score_cap };
         let attended = match seen {
             Seen::Cached { parts, masks } => {
@@ -309,7 +314,9 @@ impl Network {
 
     /// For each sequence the masks of the windows that layers have.
     fn masks(&self, parts: &[Part<'_>]) -> candle_core::Result<Vec<Masks>> {
-        let windows: BTreeSet<Option<usize>> = self.config.windows.iter().copied().collect();
+        // The processor's own operator knows what a row sees.
+        let windows: BTreeSet<Option<usize>> =
+            self.config.windows.iter().copied().filter(|_| !self.device.is_cpu()).collect();
         let mask = |part: &Part<'_>, window| {
             let sight = Sight { from: part.cache.len(), window };
             Ok((window, sight.mask(part.tokens.len(), &self.device)?))
@@ -321,11 +328,12 @@ impl Network {
 impl Layer {
     fn feed_forward(&self, x: &Tensor, activation: Activation, worn: &[Worn<'_>]) -> candle_core::Result<Tensor> {
         let gate = self.gate.forward(x, worn)?;
-        let gate = match activation {
-            Activation::Silu => gate.silu()?,
-            Activation::Gelu => gate.gelu()?,
+        let gating = match activation {
+            Activation::Silu => Gating::Silu,
+            Activation::Gelu => Gating::Gelu,
         };
-        self.down.forward(&(gate * self.up.forward(x, worn)?)?, worn)
+        let gated = Operators::of(x.device()).gate(&gate, &self.up.forward(x, worn)?, gating)?;
+        self.down.forward(&gated, worn)
     }
 }
 
@@ -363,8 +371,19 @@ fn attend_cached(
         let own = |all: &Tensor| all.narrow(0, first, rows);
         let by_head = |all: &Tensor| own(all)?.transpose(0, 1);
         let [keys, values] = part.cache.extend(at, [&by_head(keys)?, &by_head(values)?], sight.first())?;
-        let mask = masks.get(&window).and_then(Option::as_ref);
-        attended.push(attention(&own(queries)?, &keys, &values, mask, weighing)?);
+        let queries = own(queries)?;
+        attended.push(if queries.device().is_cpu() {
+            let fused = CachedAttention {
+                from: sight.from - sight.first(),
+                window,
+                scale: weighing.scale as f32,
+                cap: weighing.cap.map(|cap| cap as f32),
+            };
+            queries.apply_op3_no_bwd(&keys, &values, &fused)?
+        } else {
+            let mask = masks.get(&window).and_then(Option::as_ref);
+            attention(&queries, &keys, &values, mask, weighing)?
+        });
         first += rows;
     }
     Tensor::cat(&attended, 0)
@@ -372,8 +391,7 @@ fn attend_cached(
 
 impl Norm {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let square = (x.sqr()?.mean_keepdim(D::Minus1)? + self.epsilon)?;
-        x.broadcast_div(&square.sqrt()?)?.broadcast_mul(&self.scale)
+        Operators::of(x.device()).rms_norm(x, &self.scale, self.epsilon)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where a token stands, turned into its queries and keys.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use crate::decoder::{config::DecoderConfig, rope::Rope};
 
@@ -60,20 +60,5 @@ impl Turns {
     /// Those of a layer with this window.
     pub(super) fn of(&self, window: Option<usize>) -> &[Tensor; 2] {
         self.local.as_ref().filter(|_| window.is_some()).unwrap_or(&self.whole)
-    }
-}
-
-/// Turns the pairs of every head of `[rows, heads, size]`, column `i` with column `i + pairs`; columns behind all pairs stay.
-pub(super) fn turn(x: &Tensor, [cosines, sines]: &[Tensor; 2]) -> Result<Tensor> {
-    let (size, pairs) = (x.dim(D::Minus1)?, cosines.dim(D::Minus1)?);
-    let (first, second) = (x.narrow(D::Minus1, 0, pairs)?, x.narrow(D::Minus1, pairs, pairs)?);
-    let turned = [
-        (first.broadcast_mul(cosines)? - second.broadcast_mul(sines)?)?,
-        (second.broadcast_mul(cosines)? + first.broadcast_mul(sines)?)?,
-    ];
-    let [first, second] = turned;
-    match size - 2 * pairs {
-        0 => Tensor::cat(&[first, second], D::Minus1),
-        rest => Tensor::cat(&[first, second, x.narrow(D::Minus1, 2 * pairs, rest)?], D::Minus1),
     }
 }

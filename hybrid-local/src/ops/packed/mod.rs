@@ -8,16 +8,15 @@ mod kinds;
 mod operator;
 mod product;
 mod rows;
-mod simd;
 
 use candle_core::quantized::GgmlDType;
 use rayon::prelude::*;
 
-use self::{
-    kinds::{Block, COLUMNS, Kind, Line, Q4_0, Q4K, Q5K, Q6K, Q8_0},
+use self::kinds::{Block, COLUMNS, Kind, Line, Q4_0, Q4K, Q5K, Q6K, Q8_0};
+use super::{
+    kernels::vectorised,
     simd::{LANES, LINE, Portable, Simd},
 };
-use super::kernels::vectorised;
 
 pub(crate) use operator::product;
 

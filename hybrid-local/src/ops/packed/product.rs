@@ -11,8 +11,8 @@ use super::{
     Packed,
     kinds::{Block, COLUMNS, Kind, QUARTETS},
     rows::{Piece, pieces},
-    simd::{LANES, Simd, Work, dispatch},
 };
+use crate::ops::simd::{LANES, Simd, Work, dispatch};
 
 /// From how many rows of input on tiles are unpacked beforehand.
 const MANY: usize = 12;

@@ -3,12 +3,11 @@ use candle_core::{
     quantized::{GgmlDType, QTensor},
 };
 
-use super::{
-    kinds::Kind,
-    simd::{Work, dispatch_each},
-    *,
+use super::{kinds::Kind, *};
+use crate::{
+    ops::simd::{Work, dispatch_each},
+    random::Random,
 };
-use crate::random::Random;
 
 const KINDS: [GgmlDType; 5] = [GgmlDType::Q4_0, GgmlDType::Q8_0, GgmlDType::Q4K, GgmlDType::Q5K, GgmlDType::Q6K];
 

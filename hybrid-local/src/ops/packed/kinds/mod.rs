@@ -6,7 +6,7 @@
 mod plain;
 mod spans;
 
-use super::simd::{LANES, LINE, Simd};
+use crate::ops::simd::{LANES, LINE, Simd};
 
 pub(super) use plain::{Q4_0, Q8_0};
 pub(super) use spans::{Q4K, Q5K, Q6K};

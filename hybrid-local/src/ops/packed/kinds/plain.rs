@@ -1,7 +1,7 @@
 //! Blocks of 32 numbers with one factor.
 
 use super::{COLUMNS, Factors, Kind, Line, QUARTETS, halves, nibbles, put_nibbles};
-use crate::ops::packed::simd::{LANES, Simd};
+use crate::ops::simd::{LANES, Simd};
 
 const HALF: usize = 2;
 

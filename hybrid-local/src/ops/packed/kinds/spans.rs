@@ -1,7 +1,7 @@
 //! Spans of 256 numbers: factors in half precision for the span, and small whole ones for its blocks.
 
 use super::{COLUMNS, Factors, Kind, Line, QUARTETS, halves, lanes, nibbles, put_nibbles};
-use crate::ops::packed::simd::{LANES, Simd};
+use crate::ops::simd::{LANES, Simd};
 
 const HALF: usize = 2;
 /// Half-precision numbers of sixteen rows, in bytes.

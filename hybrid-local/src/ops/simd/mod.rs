@@ -1,4 +1,4 @@
-//! What products of small whole numbers need of a processor: sixteen lanes of four bytes each, whatever the registers' width.
+//! What products need of a processor: sixteen lanes of a float or of four bytes each, whatever the registers' width.
 //!
 //! One text of a kernel serves all processors; sums of whole numbers are the same on all of them, bit for bit.
 
@@ -8,15 +8,15 @@ mod avx2;
 mod avx512;
 mod portable;
 
-pub(super) use portable::Portable;
+pub(in crate::ops) use portable::Portable;
 
-/// Lanes of a vector: rows of weights that are worked on together.
-pub(super) const LANES: usize = 16;
+/// Lanes of a vector.
+pub(in crate::ops) const LANES: usize = 16;
 /// Bytes of a vector.
-pub(super) const LINE: usize = 4 * LANES;
+pub(in crate::ops) const LINE: usize = 4 * LANES;
 
 /// Vector instructions; a value of the type is the proof that the processor has them.
-pub(super) trait Simd: Copy + Send + Sync {
+pub(in crate::ops) trait Simd: Copy + Send + Sync {
     /// 64 bytes, four to a lane.
     type Bytes: Copy;
     /// Sixteen whole numbers of 32 bits.
@@ -47,6 +47,7 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn to_floats(self, ints: Self::Ints) -> Self::Floats;
 
     fn floats(self, value: f32) -> Self::Floats;
+    fn load(self, floats: &[f32; LANES]) -> Self::Floats;
     /// Half precision, little-endian, finite.
     fn halves(self, bytes: &[u8; 2 * LANES]) -> Self::Floats;
     fn unsigned(self, bytes: &[u8; LANES]) -> Self::Floats;
@@ -58,7 +59,7 @@ pub(super) trait Simd: Copy + Send + Sync {
 }
 
 /// Work that is written once for all processors.
-pub(super) trait Work {
+pub(in crate::ops) trait Work {
     type Output;
 
     /// Has to be inlined always, with all that it calls: what is not is compiled without the instructions. A closure cannot promise that.
@@ -66,7 +67,7 @@ pub(super) trait Work {
 }
 
 /// Runs `work` with the best instructions that the processor has.
-pub(super) fn dispatch<W: Work>(work: W) -> W::Output {
+pub(in crate::ops) fn dispatch<W: Work>(work: W) -> W::Output {
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(simd) = avx512::Avx512::detect() {
@@ -81,7 +82,7 @@ pub(super) fn dispatch<W: Work>(work: W) -> W::Output {
 
 /// Runs `work` with each kind of instructions that this processor has.
 #[cfg(test)]
-pub(super) fn dispatch_each<W: Work + Clone>(work: W) -> Vec<W::Output> {
+pub(in crate::ops) fn dispatch_each<W: Work + Clone>(work: W) -> Vec<W::Output> {
     let mut outputs = vec![Portable.vectorise(work.clone())];
     #[cfg(target_arch = "x86_64")]
     {

@@ -104,6 +104,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load(self, floats: &[f32; LANES]) -> Self::Floats {
+        cast!([f32; LANES] => __m512, *floats)
+    }
+
+    #[inline(always)]
     fn halves(self, bytes: &[u8; 2 * LANES]) -> Self::Floats {
         let bytes = cast!([u8; 2 * LANES] => __m256i, *bytes);
         call!(_mm512_cvtph_ps(bytes))

@@ -3,7 +3,7 @@
 use super::{LANES, LINE, Simd, Work, widen};
 
 #[derive(Clone, Copy, Debug)]
-pub(in crate::ops::packed) struct Portable;
+pub(in crate::ops) struct Portable;
 
 impl Simd for Portable {
     type Bytes = [u8; LINE];
@@ -61,6 +61,11 @@ impl Simd for Portable {
     #[inline(always)]
     fn floats(self, value: f32) -> Self::Floats {
         [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, floats: &[f32; LANES]) -> Self::Floats {
+        *floats
     }
 
     #[inline(always)]

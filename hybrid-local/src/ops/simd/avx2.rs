@@ -95,6 +95,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load(self, floats: &[f32; LANES]) -> Self::Floats {
+        cast(*floats)
+    }
+
+    #[inline(always)]
     fn halves(self, bytes: &[u8; 2 * LANES]) -> Self::Floats {
         cast(widen(bytes))
     }
