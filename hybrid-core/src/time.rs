@@ -1,5 +1,7 @@
 //! Time and ids as injected ports: nothing in the crate family asks the machine for either.
 
+mod timer;
+
 use std::{
     cmp::Reverse,
     collections::BinaryHeap,
@@ -144,17 +146,7 @@ impl Clock for SystemClock {
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
-        let (clock, until) = (*self, self.monotonic().plus(duration));
-        Box::pin(async move {
-            // Timers stand still while the machine sleeps and this clock does not, so a long wait looks again now and then.
-            loop {
-                let left = until.since(clock.monotonic());
-                if left.is_zero() {
-                    return;
-                }
-                futures_timer::Delay::new(left.min(Duration::from_secs(60))).await;
-            }
-        })
+        Box::pin(timer::Sleep::until(self.monotonic().plus(duration)))
     }
 }
 

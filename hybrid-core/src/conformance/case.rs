@@ -2,10 +2,9 @@
 
 use std::{fmt::Debug, future::poll_fn, pin::pin, task::Poll, time::Duration};
 
-use futures_timer::Delay;
 use futures_util::future::{Either, select};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Clock, Error, ErrorKind, Result, SystemClock};
 
 /// Why a case ended early.
 #[derive(Debug)]
@@ -87,7 +86,7 @@ pub(crate) fn only<T>(what: &str, mut answers: Vec<Result<T>>) -> CaseResult<Res
 
 /// Runs a future for at most `limit` of real time.
 pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
-    match select(pin!(future), Delay::new(limit)).await {
+    match select(pin!(future), SystemClock.sleep(limit)).await {
         Either::Left((output, _)) => Some(output),
         Either::Right(_) => None,
     }

@@ -2,12 +2,12 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use futures_timer::Delay;
 use futures_util::future::{Either, select};
 
 use super::{QueueHarness, QueueUnderTest};
 use crate::{
-    DeadLetters, Delivery, Guarantees, JobQueue, JobQueueExt, MessageId, NewMessage, Receipt, ReceiveOptions, Result,
+    Clock, DeadLetters, Delivery, Guarantees, JobQueue, JobQueueExt, MessageId, NewMessage, Receipt, ReceiveOptions,
+    Result, SystemClock,
     conformance::case::{CaseResult, fail, only, refused, skip, within},
 };
 
@@ -141,6 +141,10 @@ impl<'a> Line<'a> {
         self.queue.nack_one(receipt, self.ticks(ticks)).await
     }
 
+    pub(super) async fn release(&self, receipt: &Receipt) -> Result<()> {
+        self.queue.release_one(receipt).await
+    }
+
     pub(super) async fn ack_all(&self, deliveries: &[Delivery]) -> CaseResult {
         for delivery in deliveries {
             self.ack(&delivery.receipt).await?;
@@ -152,7 +156,7 @@ impl<'a> Line<'a> {
     pub(super) async fn drive<T>(&self, ticks: u32, call: impl Future<Output = T>) -> Option<T> {
         let mut call = pin!(call);
         for _ in 0..ticks {
-            if let Either::Left((output, _)) = select(&mut call, Delay::new(SETTLE)).await {
+            if let Either::Left((output, _)) = select(&mut call, SystemClock.sleep(SETTLE)).await {
                 return Some(output);
             }
             if let Either::Left((output, _)) = select(&mut call, self.harness.advance(self.harness.tick())).await {
@@ -171,7 +175,7 @@ impl<'a> Line<'a> {
     ) -> CaseResult<Delivery> {
         let found = {
             let mut receive = pin!(self.receive(1, 10 * PATIENCE, LONG));
-            match select(&mut receive, Delay::new(SETTLE)).await {
+            match select(&mut receive, SystemClock.sleep(SETTLE)).await {
                 Either::Left((found, _)) => {
                     let found = found?;
                     ensure!(found.is_empty(), "{what}: a message came before it was ready: {found:?}");
@@ -200,11 +204,12 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// Checks that all three ways to use a lease are refused for one that is over.
+    /// Checks that all ways to use a lease are refused for one that is over.
     pub(super) async fn over(&self, when: &str, receipt: &Receipt) -> CaseResult {
         use crate::ErrorKind::LeaseLost;
         refused(&format!("ack {when}"), LeaseLost, self.ack(receipt).await)?;
         refused(&format!("nack {when}"), LeaseLost, self.nack(receipt, 0).await)?;
+        refused(&format!("release {when}"), LeaseLost, self.release(receipt).await)?;
         refused(&format!("extend {when}"), LeaseLost, self.extend(receipt, LONG).await)
     }
 }

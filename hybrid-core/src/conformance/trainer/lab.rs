@@ -14,8 +14,9 @@ use futures_util::future::{Either, select};
 
 use super::TrainerHarness;
 use crate::{
-    ArtifactStore, BoxStream, Cancellation, Candidate, CandidateFile, CandidateOutput, Error, ErrorKind, FileName, Key,
-    ListOptions, ObjectMeta, Progress, ProgressEvent, ReadOptions, Result, SystemClock, TrainPlan, TrainRun, Trainer,
+    ArtifactStore, BoxStream, Cancellation, Candidate, CandidateFile, CandidateOutput, Clock, Error, ErrorKind,
+    FileName, Key, ListOptions, ObjectMeta, Progress, ProgressEvent, ReadOptions, Result, SystemClock, TrainPlan,
+    TrainRun, Trainer,
     conformance::case::{CaseResult, Stop, fail, skip},
     memory::MemoryStore,
 };
@@ -81,7 +82,7 @@ impl<'a> Lab<'a> {
         };
         let overdue = Box::pin(async {
             cancellation.cancelled().await;
-            futures_timer::Delay::new(SOON).await;
+            SystemClock.sleep(SOON).await;
         });
         let outcome = match select(self.trainer.train(plan, &run), overdue).await {
             Either::Left((outcome, _)) => outcome,
