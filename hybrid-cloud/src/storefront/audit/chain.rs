@@ -49,22 +49,26 @@ impl Link {
     /// Appends the head of a segment to `text`.
     pub(super) fn write_head(&mut self, writer: &WriterId, text: &mut Vec<u8>) -> Result<()> {
         let head = Head { format: FORMAT.to_owned(), writer: writer.clone(), seq: self.seq, prev: self.prev };
-        let line = serde_json::to_string(&head)
+        let start = text.len();
+        serde_json::to_writer(&mut *text, &head)
             .map_err(|error| Error::internal("append audit entry", "the head is no JSON").with_source(error))?;
-        self.write(&line, text);
+        self.end_line(start, text);
         Ok(())
     }
 
     /// Appends an entry, which is JSON without line feeds, to `text`.
     pub(super) fn write_entry(&mut self, entry: &str, text: &mut Vec<u8>) {
-        let line = format!(r#"{{"seq":{},"prev":"{}","entry":{entry}}}"#, self.seq, self.prev);
-        self.write(&line, text);
+        let start = text.len();
+        text.extend_from_slice(format!(r#"{{"seq":{},"prev":"{}","entry":"#, self.seq, self.prev).as_bytes());
+        text.extend_from_slice(entry.as_bytes());
+        text.push(b'}');
+        self.end_line(start, text);
         self.seq += 1;
     }
 
-    fn write(&mut self, line: &str, text: &mut Vec<u8>) {
-        self.prev = Digest::of(line.as_bytes());
-        text.extend_from_slice(line.as_bytes());
+    /// Ends the line that begins at `start`.
+    fn end_line(&mut self, start: usize, text: &mut Vec<u8>) {
+        self.prev = Digest::of(&text[start..]);
         text.push(b'\n');
     }
 

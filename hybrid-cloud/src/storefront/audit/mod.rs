@@ -8,6 +8,7 @@ use serde_json::Value;
 
 mod chain;
 mod file;
+mod segment;
 mod ship;
 
 pub use chain::{Verified, audit_prefix, verify_bucket, verify_folder};
@@ -20,7 +21,8 @@ pub use file::{AuditLog, AuditLogOptions};
 ///   nothing back.
 /// - Entries are kept in the order in which they were queued, and never changed.
 /// - An entry whose future ended with an error may be kept or not.
-/// - `append` itself does not block: a sink that cannot keep up answers with an error.
+/// - `append` itself waits for no disk and no other thread. It may hand a small entry to the system's memory, which takes microseconds. A sink that
+///   cannot keep up answers with an error.
 pub trait AuditSink: fmt::Debug + Send + Sync + 'static {
     /// Queues `entry`; the future ends when it is durable.
     fn append(&self, entry: AuditEntry) -> BoxFuture<'static, Result<()>>;

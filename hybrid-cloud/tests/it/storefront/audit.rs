@@ -13,7 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use axum::body::Bytes;
-use futures_util::future::join_all;
+use futures_util::{FutureExt, future::join_all};
 use hybrid_cloud::storefront::{
     AuditEntry, AuditFailure, AuditLog, AuditLogOptions, AuditOptions, AuditSink, Outcome, Principal, Storefront,
     audit_prefix, verify_bucket, verify_folder,
@@ -173,6 +173,49 @@ async fn many_at_once_are_all_kept_in_one_chain() {
     assert_eq!(kept, (0..500).map(|number| json!(format!("r-{number}"))).collect::<Vec<_>>());
     for path in segments(folder.path()) {
         assert!(fs::metadata(&path).unwrap().len() <= 4096 + 200, "{path:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_finds_nobody_writing_has_its_entry_with_the_system_before_it_goes_on() {
+    let folder = TempDir::new().unwrap();
+    let log = open(folder.path());
+    let kept = log.append(entry(1));
+    // Nobody has waited for anything.
+    assert_eq!(entries(folder.path()).len(), 1);
+    kept.now_or_never().unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn entries_from_many_threads_are_all_kept_and_each_ones_in_order() {
+    const CALLERS: usize = 8;
+    const EACH: usize = 150;
+    let folder = TempDir::new().unwrap();
+    let options = AuditLogOptions { segment_bytes: 200_000, sync: false, ..AuditLogOptions::default() };
+    let log = Arc::new(AuditLog::open(folder.path(), writer(), options).unwrap());
+    let callers = (0..CALLERS).map(|caller| {
+        let log = Arc::clone(&log);
+        tokio::spawn(async move {
+            for number in 0..EACH {
+                // Some are too large for a caller to write, and some end the segment.
+                let content = (number % 40 == 7).then(|| json!("x".repeat(50_000)));
+                log.append(AuditEntry { content, ..entry(caller * EACH + number) }).await.unwrap();
+                if number % 50 == 49 {
+                    log.seal().await.unwrap();
+                }
+            }
+        })
+    });
+    for outcome in join_all(callers).await {
+        outcome.unwrap();
+    }
+    let verified = verify_folder(folder.path()).unwrap();
+    assert_eq!((verified.entries, verified.torn), ((CALLERS * EACH) as u64, 0));
+    let mut next: Vec<_> = (0..CALLERS).map(|caller| caller * EACH).collect();
+    for entry in entries(folder.path()) {
+        let number: usize = entry["request"].as_str().unwrap()[2..].parse().unwrap();
+        assert_eq!(number, next[number / EACH]);
+        next[number / EACH] += 1;
     }
 }
 
