@@ -18,7 +18,7 @@ pub const MAX_DELAY: Duration = Duration::from_secs(900);
 /// dead letters (see [`DeadLetters`]).
 ///
 /// # Behavior
-/// - [`send`](Self::send), [`extend`](Self::extend), [`ack`](Self::ack) and [`nack`](Self::nack) answer per item, in the order given; one
+/// - [`send`](Self::send), [`extend`](Self::extend), [`ack`](Self::ack), [`nack`](Self::nack) and [`release`](Self::release) answer per item, in the order given; one
 ///   item that fails leaves the others alone. The outer error means that nothing is known about any of them: send or ack again.
 /// - A message is durable when `send` returns its id. A body that is over [`MAX_BODY_BYTES`] is refused with
 ///   [`TooLarge`](crate::ErrorKind::TooLarge); one that is empty or has characters outside XML 1.0 (control characters but tab, line feed,
@@ -30,11 +30,13 @@ pub const MAX_DELAY: Duration = Duration::from_secs(900);
 ///   When it ends without `ack` the message is delivered again with [`Delivery::attempt`] one higher, or goes to the dead letters.
 /// - `ack` removes the message for good. `nack` ends the lease now; the message comes again after the delay. A delay over [`MAX_DELAY`]
 ///   is refused with [`InvalidInput`](crate::ErrorKind::InvalidInput), and the lease goes on.
-/// - After a lease has ended by the adapter's own monotonic clock, `ack`, `nack` and `extend` answer
+/// - `release` ends the lease now for a holder that stops for reasons of its own; the message comes again at once. With `free_release` the delivery does
+///   not count, the last one either: the next has the same [`Delivery::attempt`].
+/// - After a lease has ended by the adapter's own monotonic clock, `ack`, `nack`, `release` and `extend` answer
 ///   [`LeaseLost`](crate::ErrorKind::LeaseLost) for it and change nothing, whatever a server would accept. So does `ack` for
 ///   an already acked message.
 /// - [`Guarantees`] say what else holds: with `exclusive_lease` no message is delivered while its lease lasts; with `exact_depth` [`depth`](Self::depth)
-///   is exact; with `ordered` messages of one group come in the order sent, the next only after the one before is acked or dead.
+///   is exact; with `free_release` a released delivery does not count; with `ordered` messages of one group come in the order sent, the next only after the one before is acked or dead.
 ///   Correctness never rests on exclusiveness: effects are created once and keyed by the job.
 ///
 /// # Cancel safety
@@ -53,6 +55,8 @@ pub trait JobQueue: fmt::Debug + Send + Sync + 'static {
     async fn ack(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>>;
     /// Gives messages back, to come again after the given delays.
     async fn nack(&self, receipts: &[(Receipt, Duration)]) -> Result<Vec<Result<()>>>;
+    /// Gives messages back that were not worked on, or not to an end, for no fault of theirs.
+    async fn release(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>>;
     /// How many messages there are.
     async fn depth(&self) -> Result<Depth>;
 }
@@ -66,6 +70,8 @@ pub struct Guarantees {
     pub exact_depth: bool,
     /// Messages of one group come in the order sent.
     pub ordered: bool,
+    /// A delivery that is given back by [`release`](JobQueue::release) does not count.
+    pub free_release: bool,
 }
 
 /// A message to send.
@@ -264,6 +270,14 @@ pub trait JobQueueExt: JobQueue {
     async fn nack_one(&self, receipt: &Receipt, delay: Duration) -> Result<()> {
         only(self.nack(&[(receipt.clone(), delay)]).await?)
     }
+
+    /// Releases one delivery.
+    ///
+    /// # Errors
+    /// As [`JobQueue::release`].
+    async fn release_one(&self, receipt: &Receipt) -> Result<()> {
+        only(self.release(std::slice::from_ref(receipt)).await?)
+    }
 }
 
 impl<Q: JobQueue + ?Sized> JobQueueExt for Q {}
@@ -302,6 +316,10 @@ macro_rules! forward_queue {
 
             async fn nack(&self, receipts: &[(Receipt, Duration)]) -> Result<Vec<Result<()>>> {
                 (**self).nack(receipts).await
+            }
+
+            async fn release(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>> {
+                (**self).release(receipts).await
             }
 
             async fn depth(&self) -> Result<Depth> {

@@ -117,6 +117,9 @@ impl Default for SqsQueueOptions {
 /// Between the two calls the message exists twice, never not at all.
 ///
 /// A FIFO queue would sort a follow-on behind the rest of its group. There the message is given back instead, which keeps its place and costs a delivery.
+///
+/// A [`release`](JobQueue::release) is such a hand-over too, at once: SQS itself counts every receive. So it costs no delivery but on a FIFO queue, where it
+/// is not declared free.
 #[derive(Clone)]
 pub struct SqsQueue {
     inner: Arc<Inner>,
@@ -205,7 +208,12 @@ impl fmt::Debug for SqsQueue {
 #[async_trait]
 impl JobQueue for SqsQueue {
     fn guarantees(&self) -> Guarantees {
-        Guarantees { exclusive_lease: false, exact_depth: false, ordered: self.inner.fifo }
+        Guarantees {
+            exclusive_lease: false,
+            exact_depth: false,
+            ordered: self.inner.fifo,
+            free_release: !self.inner.fifo,
+        }
     }
 
     async fn send(&self, messages: Vec<NewMessage>) -> Result<Vec<Result<MessageId>>> {
@@ -226,6 +234,10 @@ impl JobQueue for SqsQueue {
 
     async fn nack(&self, receipts: &[(Receipt, Duration)]) -> Result<Vec<Result<()>>> {
         self.inner.nack(receipts).await
+    }
+
+    async fn release(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>> {
+        self.inner.release(receipts).await
     }
 
     async fn depth(&self) -> Result<Depth> {

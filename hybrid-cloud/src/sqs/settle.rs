@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use hybrid_core::{Error, ErrorKind, Receipt, Result, check_delay};
 
 use super::{Inner, LONGEST_HOLD, batch::Gaps, calls::seconds, lease::Lease, outgoing::Outgoing};
@@ -73,6 +74,11 @@ impl Inner {
         Ok(answers.fill(nacked))
     }
 
+    /// A copy takes the message's place, since SQS takes no receive back that it has counted.
+    pub(super) async fn release(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>> {
+        Ok(join_all(receipts.iter().map(|receipt| self.hand_over(receipt, Duration::ZERO))).await)
+    }
+
     /// A lease that SQS knows nothing of is over here too. What it calls a wrong parameter can only be the receipt or the time left: the
     /// others were checked before.
     fn refused(&self, receipt: &Receipt, error: Error) -> Error {
@@ -104,7 +110,7 @@ impl Inner {
         };
         match self.send_all(OPERATION, &self.url, vec![copy]).await.map(|mut sent| sent.pop()) {
             Ok(Some(Ok(follow_on))) => {
-                tracing::info!(message = %message.id().0, follow_on, ?delay, "handed over near the queue's limit of twelve hours");
+                tracing::info!(message = %message.id().0, follow_on, ?delay, "handed over to a copy");
             }
             Ok(Some(Err(error))) | Err(error) => return Err(self.put_back(receipt, lease, error)),
             Ok(None) => return Err(self.put_back(receipt, lease, Error::internal(OPERATION, "an answer is missing"))),

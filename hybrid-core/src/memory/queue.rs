@@ -154,7 +154,12 @@ impl State {
 #[async_trait]
 impl JobQueue for MemoryQueue {
     fn guarantees(&self) -> Guarantees {
-        Guarantees { exclusive_lease: true, exact_depth: true, ordered: self.shared.options.ordered }
+        Guarantees {
+            exclusive_lease: true,
+            exact_depth: true,
+            ordered: self.shared.options.ordered,
+            free_release: true,
+        }
     }
 
     async fn send(&self, messages: Vec<NewMessage>) -> Result<Vec<Result<MessageId>>> {
@@ -234,6 +239,22 @@ impl JobQueue for MemoryQueue {
                 let (_, message) = state.held(receipt, now)?;
                 message.lease = None;
                 message.visible = now.plus(*delay);
+                Ok(())
+            })
+            .collect();
+        drop(state);
+        self.shared.changed.notify_waiters();
+        Ok(answers)
+    }
+
+    async fn release(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>> {
+        let (mut state, now) = self.state();
+        let answers = receipts
+            .iter()
+            .map(|receipt| {
+                let (_, message) = state.held(receipt, now)?;
+                (message.lease, message.visible) = (None, now);
+                message.attempts -= 1;
                 Ok(())
             })
             .collect();

@@ -43,6 +43,8 @@ pub(super) enum Ending {
 enum Step {
     Ack(Ending),
     Nack(Duration, Ending),
+    /// Nothing was wrong with it.
+    Release,
     /// The message is no longer ours.
     Leave,
 }
@@ -327,11 +329,11 @@ impl Held {
 
     fn give_back(&self) -> Step {
         tracing::info!("the worker stops; the job is given back");
-        Step::Nack(Duration::ZERO, Ending::GivenBack)
+        Step::Release
     }
 
     async fn settle(&self, step: Step) -> Ending {
-        let Shared { queue, clock, options, .. } = &*self.attempt.worker;
+        let queue = &self.attempt.worker.queue;
         let receipt = &self.lease.receipt;
         match step {
             Step::Leave => {
@@ -352,15 +354,24 @@ impl Held {
                 ending
             }
             Step::Nack(wait, ending) => {
-                let nacked = tokio::select! {
-                    answer = queue.nack_one(receipt, wait) => answer,
-                    () = clock.sleep(options.cancel_grace) => Err(Error::timeout("nack message", "the queue does not answer")),
-                };
-                if let Err(error) = nacked {
-                    tracing::warn!(%error, "the message could not be given back; it comes again when the lease ends");
-                }
+                self.send_back(queue.nack_one(receipt, wait)).await;
                 ending
             }
+            Step::Release => {
+                self.send_back(queue.release_one(receipt)).await;
+                Ending::GivenBack
+            }
+        }
+    }
+
+    async fn send_back(&self, call: impl Future<Output = Result<()>>) {
+        let Shared { clock, options, .. } = &*self.attempt.worker;
+        let sent_back = tokio::select! {
+            answer = call => answer,
+            () = clock.sleep(options.cancel_grace) => Err(Error::timeout("give message back", "the queue does not answer")),
+        };
+        if let Err(error) = sent_back {
+            tracing::warn!(%error, "the message could not be given back; it comes again when the lease ends");
         }
     }
 }

@@ -12,14 +12,16 @@
 //! - **Failures.** An error that can never go away ([`is_permanent`]) and a payload that does not fit become the job's result at once. Every other
 //!   error and a panic give the message back with exponential back-off and full jitter.
 //! - **Used-up jobs have no result.** After the last delivery the message is with the dead letters, and no result is
-//!   written: a result is for good, so a redriven job would be acked unseen. Who waits for a result sets a time limit.
+//!   written: a result is for good, so a redriven job would be acked unseen. [`DeadJobs`](crate::job::DeadJobs) tells of it. Who waits for a result sets a time
+//!   limit.
 //! - **Strangers.** A message that is no job, a kind that is not known here, or a role that this worker has not, is given back with the same back-off, so
 //!   that another worker may take it; each time costs a delivery, and what nobody takes ends with the dead letters.
 //! - **Offline.** A queue or store that is away is asked again with back-off for as long as it takes; a finished handler's result is kept
 //!   and written later if the lease lasts.
 //! - **Working hours.** Outside of them nothing is received; jobs that run go on to their end.
 //! - **Drain.** When [`Worker::run`] is cancelled nothing more is received, jobs that wait for a lane are given back, those that run
-//!   have [`WorkerOptions::drain_grace`] to end; then they are cancelled and given back without a delay. (A job given back has used a delivery.)
+//!   have [`WorkerOptions::drain_grace`] to end; then they are cancelled and given back without a delay. That costs a job no delivery, but on a queue that cannot take one back
+//!   ([`Guarantees::free_release`](hybrid_core::Guarantees::free_release)).
 //!
 //! ```
 //! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {

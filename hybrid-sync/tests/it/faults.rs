@@ -184,6 +184,11 @@ impl<P: JobQueue> JobQueue for Faulty<P> {
         self.faults.leave(number, self.inner.nack(receipts).await)
     }
 
+    async fn release(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>> {
+        let number = self.faults.enter().await?;
+        self.faults.leave(number, self.inner.release(receipts).await)
+    }
+
     async fn depth(&self) -> Result<Depth> {
         let number = self.faults.enter().await?;
         self.faults.leave(number, self.inner.depth().await)

@@ -93,6 +93,26 @@ pub(super) async fn exact_depth_is_exact(harness: Harness<'_>) -> CaseResult {
     check("after giving back three, of which one is dead", 2, 0, 1).await
 }
 
+pub(super) async fn free_releases_do_not_count(harness: Harness<'_>) -> CaseResult {
+    let line = Line::open(harness, 2).await?;
+    if !line.guarantees().free_release {
+        return skip("free releases are not declared");
+    }
+    line.send("interrupted").await?;
+    for attempt in [1, 2] {
+        // More often than it may be delivered.
+        for _ in 0..3 {
+            let held = line.take_one(LONG).await?;
+            equal("the attempt", &held.attempt, &attempt)?;
+            line.release(&held.receipt).await?;
+        }
+        let held = line.take_one(LONG).await?;
+        equal("the attempt after releases", &held.attempt, &attempt)?;
+        line.nack(&held.receipt, 0).await?;
+    }
+    line.nothing("two deliveries have failed").await
+}
+
 async fn ordered(harness: Harness<'_>, max_deliveries: u32) -> CaseResult<Line<'_>> {
     let line = Line::open(harness, max_deliveries).await?;
     if line.guarantees().ordered { Ok(line) } else { skip("order is not declared") }

@@ -46,7 +46,7 @@ pub async fn run(harness: &dyn QueueHarness) -> Report {
     let mut report = Report::new("job queue");
     run_cases!(report, CASE_LIMIT, |_name| harness, [
         send::send_answers_per_item => "`send` answers per item, in the order given; one item that fails leaves the others alone",
-        send::no_items_have_no_answers => "`send`, `extend`, `ack` and `nack` answer per item: none for none",
+        send::no_items_have_no_answers => "`send`, `extend`, `ack`, `nack` and `release` answer per item: none for none",
         send::ids_name_their_messages => "a message is durable when `send` returns its id, the same in each delivery",
         send::messages_come_back_as_sent => "body, group and trace are those sent, to the byte",
         send::the_largest_body_is_carried => "a body may have `MAX_BODY_BYTES` bytes; more is refused with `TooLarge`",
@@ -79,6 +79,9 @@ pub async fn run(harness: &dyn QueueHarness) -> Report {
         settle::nack_ends_the_lease => "after `nack`, `ack`, `nack` and `extend` answer `LeaseLost`",
         settle::an_ended_lease_cannot_nack => "after a lease has ended `nack` answers `LeaseLost` and changes nothing",
         settle::a_stale_nack_changes_nothing => "`nack` under a lease that another took over answers `LeaseLost` and changes nothing",
+        settle::release_gives_back_at_once => "`release` ends the lease now; the message comes again at once",
+        settle::an_ended_lease_cannot_release => "after a lease has ended `release` answers `LeaseLost` and changes nothing",
+        settle::release_answers_per_item => "`release` answers per item, in the order given; one item that fails leaves the others alone",
         settle::nack_answers_per_item => "`nack` answers per item, in the order given; one item that fails leaves the others alone",
         dead::used_up_leases_end_deliveries => "a message whose deliveries are used up is not delivered again: its last lease ends",
         dead::used_up_nacks_end_deliveries => "a message whose deliveries are used up is not delivered again: its last delivery is given back",
@@ -91,6 +94,7 @@ pub async fn run(harness: &dyn QueueHarness) -> Report {
         declared::exclusive_leases_are_exclusive => "with `exclusive_lease` no message is delivered while its lease lasts",
         declared::exclusive_receivers_never_share => "with `exclusive_lease` receivers side by side never get the same message",
         declared::exact_depth_is_exact => "with `exact_depth` depth is exact",
+        declared::free_releases_do_not_count => "with `free_release` a delivery that is released does not count, the last one either",
         declared::ordered_groups_keep_their_order => "with `ordered` messages of one group come in the order sent, the next only after the one before is acked",
         declared::ordered_groups_wait_for_a_retry => "with `ordered` a message given back comes again before the next of its group",
         declared::ordered_groups_pass_the_dead => "with `ordered` the next of a group comes when the one before is dead",

@@ -54,7 +54,8 @@ pub(super) async fn no_items_have_no_answers(harness: Harness<'_>) -> CaseResult
     equal("answers of send", &line.queue.send(vec![]).await?.len(), &0)?;
     equal("answers of extend", &line.queue.extend(&[]).await?.len(), &0)?;
     equal("answers of ack", &line.queue.ack(&[]).await?.len(), &0)?;
-    equal("answers of nack", &line.queue.nack(&[]).await?.len(), &0)
+    equal("answers of nack", &line.queue.nack(&[]).await?.len(), &0)?;
+    equal("answers of release", &line.queue.release(&[]).await?.len(), &0)
 }
 
 pub(super) async fn ids_name_their_messages(harness: Harness<'_>) -> CaseResult {

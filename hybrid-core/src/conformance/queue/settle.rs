@@ -125,6 +125,43 @@ pub(super) async fn nack_ends_the_lease(harness: Harness<'_>) -> CaseResult {
     equal("the attempt of the next delivery", &line.take_one(LONG).await?.attempt, &2)
 }
 
+pub(super) async fn release_gives_back_at_once(harness: Harness<'_>) -> CaseResult {
+    let line = Line::open(harness, MANY).await?;
+    line.send("returned").await?;
+    let held = line.take_one(LONG).await?;
+    line.release(&held.receipt).await?;
+    line.over("after a release", &held.receipt).await?;
+    let again = line.take_one(LONG).await?;
+    equal("the message that comes again", &again.id, &held.id)?;
+    let counted = u32::from(!line.guarantees().free_release);
+    equal("its attempt", &again.attempt, &(1 + counted))?;
+    Ok(line.ack(&again.receipt).await?)
+}
+
+pub(super) async fn an_ended_lease_cannot_release(harness: Harness<'_>) -> CaseResult {
+    let line = Line::open(harness, MANY).await?;
+    line.send("too slow").await?;
+    let held = line.take_one(2).await?;
+    line.pass(3).await;
+    refused("release after the lease", ErrorKind::LeaseLost, line.release(&held.receipt).await)?;
+    let next = line.take_one(LONG).await?;
+    equal("the attempt of the next delivery", &next.attempt, &2)?;
+    refused("release under the old lease", ErrorKind::LeaseLost, line.release(&held.receipt).await)?;
+    Ok(line.ack(&next.receipt).await?)
+}
+
+pub(super) async fn release_answers_per_item(harness: Harness<'_>) -> CaseResult {
+    let line = Line::open(harness, MANY).await?;
+    let held = three_with_one_gone(&line, LONG).await?;
+    let receipts: Vec<_> = held.iter().map(|delivery| delivery.receipt.clone()).collect();
+    check_outcomes(&line.queue.release(&receipts).await?)?;
+    let mut again: Vec<_> = line.take(2, LONG).await?.into_iter().map(|delivery| delivery.id.0).collect();
+    again.sort();
+    let mut expected = vec![held[0].id.0.clone(), held[2].id.0.clone()];
+    expected.sort();
+    equal("the messages given back", &again, &expected)
+}
+
 pub(super) async fn an_ended_lease_cannot_nack(harness: Harness<'_>) -> CaseResult {
     let line = Line::open(harness, MANY).await?;
     line.send("too slow").await?;

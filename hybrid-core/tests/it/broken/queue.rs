@@ -42,6 +42,9 @@ pub(crate) enum QueueFault {
     ForgetsNacks,
     ForgetsNackDelays,
     ShortensNackDelays,
+    ForgetsReleases,
+    CountsReleases,
+    ReleasesUnderStaleLeases,
     NeverDies,
     HidesTheBodiesOfTheDead,
     NewestDeadFirst,
@@ -86,6 +89,7 @@ const PLANTED: &[super::Planted<QueueFault>] = &[
         &[
             "an_ended_lease_cannot_ack",
             "an_ended_lease_cannot_nack",
+            "an_ended_lease_cannot_release",
             "an_ended_lease_cannot_be_extended",
             "ack_twice_is_refused",
         ],
@@ -97,6 +101,9 @@ const PLANTED: &[super::Planted<QueueFault>] = &[
     (ForgetsNacks, &["nack_gives_back_at_once", "nack_ends_the_lease"]),
     (ForgetsNackDelays, &["nack_delay_is_kept"]),
     (ShortensNackDelays, &["nack_delay_is_limited"]),
+    (ForgetsReleases, &["release_gives_back_at_once", "release_answers_per_item"]),
+    (CountsReleases, &["free_releases_do_not_count", "release_gives_back_at_once"]),
+    (ReleasesUnderStaleLeases, &["an_ended_lease_cannot_release"]),
     (
         NeverDies,
         &[
@@ -308,6 +315,21 @@ impl JobQueue for BrokenQueue {
             })
             .collect();
         Ok(self.lenient(self.memory.nack(&receipts).await?))
+    }
+
+    async fn release(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>> {
+        match self.fault {
+            ForgetsReleases => Ok(receipts.iter().map(|_| Ok(())).collect()),
+            CountsReleases => {
+                let nacks: Vec<_> = receipts.iter().map(|receipt| (receipt.clone(), Duration::ZERO)).collect();
+                self.memory.nack(&nacks).await
+            }
+            ReleasesUnderStaleLeases => {
+                let receipts: Vec<_> = receipts.iter().map(|receipt| self.newest(receipt)).collect();
+                self.memory.release(&receipts).await
+            }
+            _ => Ok(self.lenient(self.memory.release(receipts).await?)),
+        }
     }
 
     async fn depth(&self) -> Result<Depth> {

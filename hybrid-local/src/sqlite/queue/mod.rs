@@ -161,7 +161,7 @@ impl fmt::Debug for SqliteQueue {
 #[async_trait]
 impl JobQueue for SqliteQueue {
     fn guarantees(&self) -> Guarantees {
-        Guarantees { exclusive_lease: true, exact_depth: true, ordered: false }
+        Guarantees { exclusive_lease: true, exact_depth: true, ordered: false, free_release: true }
     }
 
     async fn send(&self, messages: Vec<NewMessage>) -> Result<Vec<Result<MessageId>>> {
@@ -247,6 +247,19 @@ impl JobQueue for SqliteQueue {
                     .collect::<rusqlite::Result<Vec<_>>>()
             };
             fill(&mut answers, self.change("nack messages", work).await?);
+        }
+        Ok(answers.into_iter().flatten().collect())
+    }
+
+    async fn release(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>> {
+        let (good, mut answers) = separate(receipts.iter().map(Lease::parse));
+        if !good.is_empty() {
+            let work = move |table: &Table, db: &rusqlite::Connection| {
+                good.iter()
+                    .map(|lease| Ok(lease.held(table.give_back(db, *lease)?)))
+                    .collect::<rusqlite::Result<Vec<_>>>()
+            };
+            fill(&mut answers, self.change("release messages", work).await?);
         }
         Ok(answers.into_iter().flatten().collect())
     }

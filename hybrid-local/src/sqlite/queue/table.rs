@@ -192,14 +192,14 @@ impl Table {
         .map(|rows| rows == 1)
     }
 
-    /// Undoes a delivery that nobody has received; its lease's number stays used.
-    pub(super) fn give_back(&self, db: &Connection, lease: Lease) -> rusqlite::Result<()> {
+    /// Undoes a delivery that nobody has received, or that its holder has no use for; its lease's number stays used.
+    pub(super) fn give_back(&self, db: &Connection, lease: Lease) -> rusqlite::Result<bool> {
         db.prepare_cached(
             "UPDATE messages SET visible = ?3, since = ?3, held = 0, attempts = attempts - 1, spent = 0
              WHERE id = ?1 AND leases = ?2 AND held = 1 AND visible > ?3",
         )?
         .execute((lease.id, lease.number, self.now()))
-        .map(|_| ())
+        .map(|rows| rows == 1)
     }
 
     pub(super) fn depth(&self, db: &Connection) -> rusqlite::Result<Depth> {

@@ -103,6 +103,11 @@ impl JobQueue for Wire {
         self.queue.nack(receipts).await
     }
 
+    async fn release(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>> {
+        Line::pass(&self.nack).await?;
+        self.queue.release(receipts).await
+    }
+
     async fn depth(&self) -> Result<Depth> {
         self.queue.depth().await
     }
