@@ -4,9 +4,13 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use clap::Parser;
+use futures_util::future::join;
 use hybrid_core::{Cancellation, Error, ErrorKind, Progress, ProgressEvent, Result};
 use hybrid_local::DeviceChoice;
-use hybrid_sync::worker::{JobContext, JobHandler, Resource, Worker, WorkerOptions};
+use hybrid_sync::{
+    job::DeadJobs,
+    worker::{JobContext, JobHandler, Resource, Worker, WorkerOptions},
+};
 use serde::{Deserialize, Serialize};
 use tokio::task::{JoinError, JoinHandle};
 
@@ -14,6 +18,9 @@ use crate::{
     label_job::LabelHandler, locations::Locations, log::say, renewal::renew_channels, serving::Channels, site::Site,
     train_job::TrainHandler,
 };
+
+/// How often dead letters are looked at.
+const DEAD_EVERY: Duration = Duration::from_secs(300);
 
 /// Runs a kitchen on a site's queue and bucket.
 #[derive(Debug, Parser)]
@@ -70,7 +77,9 @@ pub async fn run(args: Args) -> Result<()> {
     let options =
         WorkerOptions { name: args.name, lease: Duration::from_millis(args.lease_ms), ..WorkerOptions::default() };
     let channels = Channels::open(&site)?;
-    let worker = Worker::builder(site.queue().await?, site.store())
+    let queue = site.queue().await?;
+    let dead = queue.dead.map(|letters| DeadJobs::new(letters, site.store(), site.clock()));
+    let worker = Worker::builder(queue.jobs, site.store())
         .clock(site.clock())
         .options(options)
         .progress(move |_job| Arc::clone(&progress))
@@ -94,7 +103,12 @@ pub async fn run(args: Args) -> Result<()> {
         say(std::io::stderr(), format_args!("ready: takes jobs from {queue} for {bucket}; stops on Ctrl-C"));
     }
     let renewal = tokio::spawn(renew_channels(channels, site.clock(), stop.clone()));
-    together(worker.run(stop.clone()), renewal, stop).await
+    let telling = async {
+        if let Some(dead) = &dead {
+            dead.run(DEAD_EVERY, stop.clone()).await;
+        }
+    };
+    together(join(worker.run(stop.clone()), telling), renewal, stop.clone()).await
 }
 
 /// Waits for work that ends when `stop` is raised, and for the renewal beside it. If that ends by itself the work is stopped too: a kitchen that no longer renews must

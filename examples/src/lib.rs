@@ -2,10 +2,11 @@
 //! whole loop on one machine.
 //!
 //! Read them in this order: [`locations`] and [`site`] (where things lie), [`storefront`], [`kitchen`], [`train_job`] (train, judge, publish, release),
-//! [`label_job`] (work that customers order) and [`quickstart`].
+//! [`label_job`] (work that customers order), [`dead`] (what is done about jobs that keep failing) and [`quickstart`].
 
 pub mod aside;
 pub mod data;
+pub mod dead;
 #[cfg(feature = "lambda")]
 pub mod function;
 pub mod kitchen;

@@ -71,7 +71,7 @@ pub async fn training(site: &Site, model: ModelName, golden: GoldenRef) -> Resul
     let version = claim_version(&*store, &tenant, &model).await?;
     let order = TrainJob::new(model, version, dataset, golden);
     let job = Job::new(&ids, &*site.clock(), tenant, JobKind::new("train")?, &order)?;
-    job::submit(&*site.queue().await?, &*store, &job).await?;
+    job::submit(&*site.queue().await?.jobs, &*store, &job).await?;
     Ok((job, order))
 }
 

@@ -7,10 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use hybrid_core::{ArtifactStore, Clock, Error, ErrorKind, JobQueue, Result, Signer, SystemClock};
+use hybrid_core::{ArtifactStore, Clock, Error, ErrorKind, Files, Result, Signer, SystemClock};
 use hybrid_sync::registry::{FileSigner, PublicKey, Trust};
 
-use crate::locations::Locations;
+use crate::locations::{Bucket, Locations, Queue};
 
 /// The folder of a site and what lies where in it.
 ///
@@ -25,7 +25,7 @@ use crate::locations::Locations;
 pub struct Site {
     root: PathBuf,
     locations: Locations,
-    store: Arc<dyn ArtifactStore>,
+    bucket: Bucket,
     clock: Arc<dyn Clock>,
 }
 
@@ -39,8 +39,8 @@ impl Site {
         for folder in ["", "storefront", "kitchen", "keys"] {
             make_folder(&root.join(folder))?;
         }
-        let store = locations.open_store().await?;
-        Ok(Self { root, locations: locations.clone(), store, clock: Arc::new(SystemClock) })
+        let bucket = locations.open_bucket().await?;
+        Ok(Self { root, locations: locations.clone(), bucket, clock: Arc::new(SystemClock) })
     }
 
     /// The same site by another clock.
@@ -80,14 +80,23 @@ impl Site {
 
     /// The bucket.
     pub fn store(&self) -> Arc<dyn ArtifactStore> {
-        Arc::clone(&self.store)
+        Arc::clone(&self.bucket.store)
+    }
+
+    /// Customers' files in the bucket, with links to their parts where the bucket gives any.
+    pub fn files(&self) -> Files {
+        let files = Files::new(self.store(), self.clock());
+        match &self.bucket.links {
+            Some(links) => files.with_links(Arc::clone(links)),
+            None => files,
+        }
     }
 
     /// The queue.
     ///
     /// # Errors
     /// Those of [`Locations::open_queue`].
-    pub async fn queue(&self) -> Result<Arc<dyn JobQueue>> {
+    pub async fn queue(&self) -> Result<Queue> {
         self.locations.open_queue().await
     }
 

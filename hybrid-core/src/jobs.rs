@@ -53,7 +53,9 @@ pub struct JobStatus {
     pub submitted: Timestamp,
     /// The customer request that led to it.
     pub request: Option<RequestId>,
-    /// How it ended; `None` while it waits, runs, or lies among the dead letters until someone looks.
+    /// Since when it stands still: its deliveries are used up, and it goes on, or ends, when someone has looked at it.
+    pub stalled: Option<Timestamp>,
+    /// How it ended; `None` while it waits, runs or stands still.
     pub end: Option<JobEnd>,
 }
 

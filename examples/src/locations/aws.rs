@@ -7,13 +7,15 @@ use hybrid_cloud::{
     s3::{Listing, S3Location, S3Options, S3Store},
     sqs::{SqsQueue, SqsQueueOptions},
 };
-use hybrid_core::{ArtifactStore, Error, JobQueue, Result};
+use hybrid_core::{Error, Result};
 use url::Url;
+
+use super::{Bucket, Queue};
 
 /// What may stand behind the question mark.
 const KNOWN: [&str; 5] = ["region", "endpoint", "profile", "path-style", "listing"];
 
-pub(super) async fn store(url: &Url) -> Result<Arc<dyn ArtifactStore>> {
+pub(super) async fn bucket(url: &Url) -> Result<Bucket> {
     let query = query("open bucket", url.query().unwrap_or_default())?;
     let bucket =
         url.host_str().ok_or_else(|| Error::invalid("open bucket", "the URL names no bucket").with("url", url))?;
@@ -28,10 +30,11 @@ pub(super) async fn store(url: &Url) -> Result<Arc<dyn ArtifactStore>> {
             return Err(Error::invalid("open bucket", unknown).with("listing", other));
         }
     };
-    Ok(Arc::new(S3Store::new(&config, location, S3Options { path_style, listing, ..S3Options::default() })?))
+    let store = Arc::new(S3Store::new(&config, location, S3Options { path_style, listing, ..S3Options::default() })?);
+    Ok(Bucket { store: Arc::clone(&store) as _, links: Some(store) })
 }
 
-pub(super) async fn queue(url: &Url) -> Result<Arc<dyn JobQueue>> {
+pub(super) async fn queue(url: &Url) -> Result<Queue> {
     let query = query("open queue", url.query().unwrap_or_default())?;
     let host = url.host_str().ok_or_else(|| Error::invalid("open queue", "the URL names no host").with("url", url))?;
     // A queue's URL says where it is: sqs.<region>.amazonaws.com.
@@ -42,7 +45,8 @@ pub(super) async fn queue(url: &Url) -> Result<Arc<dyn JobQueue>> {
         None => format!("https://{host}"),
     };
     let queue = SqsQueue::open(&config, format!("{root}{}", url.path()), SqsQueueOptions::default()).await?;
-    Ok(Arc::new(queue))
+    let dead = queue.dead_letters().map(|letters| Arc::new(letters) as _);
+    Ok(Queue { jobs: Arc::new(queue), dead })
 }
 
 /// The configuration that what stands behind a question mark describes.

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use clap::Args;
-use hybrid_core::{ArtifactStore, Error, ErrorKind, JobQueue, Result};
+use hybrid_core::{ArtifactStore, DeadLetters, Error, ErrorKind, JobQueue, Presign, Result};
 use hybrid_local::{FolderStore, SqliteQueue, SqliteQueueOptions};
 use url::Url;
 
@@ -22,6 +22,24 @@ pub struct Locations {
     /// The queue, its URL with sqs in place of https, such as sqs://sqs.eu-central-1.amazonaws.com/123456789012/jobs; or endpoint=http://… as well.
     #[arg(long)]
     pub queue: Option<Url>,
+}
+
+/// An open bucket.
+#[derive(Clone, Debug)]
+pub struct Bucket {
+    /// The bucket itself.
+    pub store: Arc<dyn ArtifactStore>,
+    /// Links by which customers reach single objects of it, if it gives any.
+    pub links: Option<Arc<dyn Presign>>,
+}
+
+/// An open queue.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    /// The queue itself.
+    pub jobs: Arc<dyn JobQueue>,
+    /// Where messages go whose deliveries are used up, if they go anywhere.
+    pub dead: Option<Arc<dyn DeadLetters>>,
 }
 
 impl Locations {
@@ -53,25 +71,37 @@ impl Locations {
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput) for a URL that names none, and those of the store.
     pub async fn open_store(&self) -> Result<Arc<dyn ArtifactStore>> {
+        self.open_bucket().await.map(|bucket| bucket.store)
+    }
+
+    /// Opens the bucket, with its links where it gives any.
+    ///
+    /// # Errors
+    /// As [`open_store`](Self::open_store).
+    pub async fn open_bucket(&self) -> Result<Bucket> {
+        let folder = |path: PathBuf| Ok(Bucket { store: Arc::new(FolderStore::open(path)?), links: None });
         match &self.artifacts {
-            None => Ok(Arc::new(FolderStore::open(self.site.join("artifacts"))?)),
-            Some(url) if url.scheme() == "s3" => aws::store(url).await,
+            None => folder(self.site.join("artifacts")),
+            Some(url) if url.scheme() == "s3" => aws::bucket(url).await,
             Some(url) if url.scheme() == "file" => match url.to_file_path() {
-                Ok(path) => Ok(Arc::new(FolderStore::open(path)?)),
+                Ok(path) => folder(path),
                 Err(()) => Err(Error::invalid("open bucket", "the URL is not that of a folder here").with("url", url)),
             },
             Some(url) => Err(unknown("open bucket", url, "s3:// and file://")),
         }
     }
 
-    /// Opens the queue.
+    /// Opens the queue, with its dead letters where it has any.
     ///
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput) for a URL that names none, and those of the queue.
-    pub async fn open_queue(&self) -> Result<Arc<dyn JobQueue>> {
+    pub async fn open_queue(&self) -> Result<Queue> {
         let options = SqliteQueueOptions { max_deliveries: MAX_DELIVERIES, ..SqliteQueueOptions::default() };
         match &self.queue {
-            None => Ok(Arc::new(SqliteQueue::open(self.site.join("queue.db"), options)?)),
+            None => {
+                let queue = Arc::new(SqliteQueue::open(self.site.join("queue.db"), options)?);
+                Ok(Queue { jobs: Arc::clone(&queue) as _, dead: Some(queue) })
+            }
             Some(url) if url.scheme() == "sqs" => aws::queue(url).await,
             Some(url) => Err(unknown("open queue", url, "sqs://")),
         }
@@ -91,13 +121,13 @@ pub(crate) use aws::config as aws_config;
 
 #[cfg(not(feature = "aws"))]
 mod aws {
-    use super::{Arc, ArtifactStore, Error, ErrorKind, JobQueue, Result, Url};
+    use super::{Bucket, Error, ErrorKind, Queue, Result, Url};
 
-    pub(super) async fn store(url: &Url) -> Result<Arc<dyn ArtifactStore>> {
+    pub(super) async fn bucket(url: &Url) -> Result<Bucket> {
         Err(not_built("open bucket", url))
     }
 
-    pub(super) async fn queue(url: &Url) -> Result<Arc<dyn JobQueue>> {
+    pub(super) async fn queue(url: &Url) -> Result<Queue> {
         Err(not_built("open queue", url))
     }
 

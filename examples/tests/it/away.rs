@@ -73,7 +73,7 @@ struct Kitchen {
 impl Kitchen {
     async fn open(site: &Site) -> Self {
         let channels = Channels::open(site).unwrap();
-        let worker = Worker::builder(site.queue().await.unwrap(), site.store())
+        let worker = Worker::builder(site.queue().await.unwrap().jobs, site.store())
             .clock(site.clock())
             .handler(TrainHandler::open(site, &channels, DeviceChoice::Cpu).unwrap())
             .build()
@@ -100,7 +100,7 @@ pub(crate) fn data(file: &str) -> std::path::PathBuf {
 
 /// Sends a job that trains on all judgments that are in the bucket.
 async fn send_job(site: &Site, version: u64, golden: &GoldenRef) -> Job {
-    let (store, queue, tenant) = (site.store(), site.queue().await.unwrap(), TenantId::single());
+    let (store, queue, tenant) = (site.store(), site.queue().await.unwrap().jobs, TenantId::single());
     let dataset = DatasetRef::fix(&*store, &tenant, &DatasetName::new("bakery").unwrap()).await.unwrap();
     let payload = TrainJob::new(ModelName::new("bakery").unwrap(), version, dataset, golden.clone());
     let kind = JobKind::new("train").unwrap();

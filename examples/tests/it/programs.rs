@@ -9,11 +9,15 @@ use std::{
 
 use clap::Parser;
 use hybrid_core::{
-    Clock, DatasetName, ErrorKind, Judgment, JudgmentId, JudgmentSink, ModelName, SystemClock, SystemIds, TenantId,
-    WriterId, memory::MemoryOutbox,
+    Clock, DatasetName, ErrorKind, JobKind, JobOrder, JobQueue, JobQueueExt, Jobs, Judgment, JudgmentId, JudgmentSink,
+    ModelName, ReceiveOptions, SystemClock, SystemIds, TenantId, WriterId, memory::MemoryOutbox,
 };
 use hybrid_examples::{kitchen, locations::Locations, order, site::Site, train_job::store_golden};
-use hybrid_sync::capture::{Capture, CaptureOptions};
+use hybrid_local::{SqliteQueue, SqliteQueueOptions};
+use hybrid_sync::{
+    capture::{Capture, CaptureOptions},
+    job::QueuedJobs,
+};
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
@@ -170,6 +174,59 @@ fn the_commands_of_a_deployment_hold_nothing_that_a_shell_takes_for_a_pattern() 
         let bare = bare.split(" #").next().unwrap_or_default();
         assert!(!bare.contains(['?', '*', '[']), "{line}");
     }
+}
+
+#[tokio::test]
+async fn a_job_that_fails_too_often_is_told_to_stand_still_and_an_operator_decides() {
+    let folder = tempfile::tempdir().unwrap();
+    let site = Site::open(&Locations::folder(folder.path())).await.unwrap();
+    // A queue that gives up sooner than the programs' own.
+    let options = SqliteQueueOptions { max_deliveries: 1, ..SqliteQueueOptions::default() };
+    let queue = Arc::new(SqliteQueue::open(folder.path().join("queue.db"), options).unwrap());
+    let ids = Arc::new(SystemIds::default());
+    let desk = QueuedJobs::new(queue.clone(), site.store(), site.clock(), ids);
+    let tenant = TenantId::single();
+    let order = |payload: &str| JobOrder {
+        tenant: tenant.clone(),
+        kind: JobKind::new("nobody-knows").unwrap(),
+        payload: payload.into(),
+        input: None,
+        key: None,
+        request: None,
+        trace: None,
+    };
+    let (first, second) = (desk.submit(order("a")).await.unwrap(), desk.submit(order("b")).await.unwrap());
+    for delivery in queue.receive(ReceiveOptions::default()).await.unwrap() {
+        queue.nack_one(&delivery.receipt, Duration::ZERO).await.unwrap();
+    }
+    let dead = async |arguments: &[&str]| {
+        let output = program(env!("CARGO_BIN_EXE_dead"), &[], folder.path()).args(arguments).output().await.unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (_, listed) = dead(&["list"]).await;
+    let lines: Vec<_> = listed.lines().collect();
+    assert!(lines.len() == 2 && lines[0].contains(&format!("{first}  nobody-knows  default")), "{listed}");
+
+    // A kitchen notices by itself.
+    let mut kitchen = program(env!("CARGO_BIN_EXE_kitchen"), &["--until-input-ends"], folder.path()).spawn().unwrap();
+    let stalled = async |id| desk.status(&tenant, id).await.unwrap().unwrap().stalled.is_some();
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while !(stalled(first).await && stalled(second).await) {
+            site.clock().sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("the kitchen does not tell");
+    drop(kitchen.stdin.take());
+    assert!(ends(kitchen).await.success());
+
+    let message = |line: &str| line.split("  ").next().unwrap().to_owned();
+    assert_eq!(dead(&["redrive", &message(lines[0])]).await, (true, "1 of 1 went back to the queue\n".to_owned()));
+    assert_eq!((stalled(first).await, queue.depth().await.unwrap().ready), (false, 1));
+    assert_eq!(dead(&["give-up", "--all"]).await, (true, "1 of 1 were given up\n".to_owned()));
+    let ended = desk.status(&tenant, second).await.unwrap().unwrap().end.unwrap();
+    assert_eq!(ended.outcome.unwrap_err().kind, ErrorKind::ResourceExhausted);
+    assert_eq!(dead(&["redrive", &message(lines[0])]).await, (false, "0 of 1 went back to the queue\n".to_owned()));
 }
 
 /// A disk of a few mebibytes over a folder, where the system lets this user mount it.

@@ -37,6 +37,7 @@ pub(super) struct Answer {
     id: JobId,
     #[schemars(with = "String")]
     kind: JobKind,
+    /// `queued`, `stalled` (it has failed too often, and someone has to look before it goes on), `succeeded` or `failed`.
     status: &'static str,
     /// The `x-request-id` of the order.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,13 +97,13 @@ pub(super) async fn status(
     let id = id.map(|Path(id)| id).unwrap_or_default();
     // An id that can be no job's is as unknown as one that is another's.
     let Ok(parsed) = id.parse::<JobId>() else { return Err(ApiError::unknown_job(&id)) };
-    let JobStatus { kind, submitted, request, end } =
+    let JobStatus { kind, submitted, request, stalled, end } =
         admitted.job_status(parsed).await?.ok_or_else(|| ApiError::unknown_job(&id))?;
     let mut answer = Answer {
         object: "job",
         id: parsed,
         kind,
-        status: "queued",
+        status: if stalled.is_some() { "stalled" } else { "queued" },
         request_id: request,
         created_at: Some(submitted.unix_micros().div_euclid(1_000_000)),
         finished_at: None,

@@ -1,5 +1,6 @@
 //! Jobs and their results: what the storefront puts on the queue and what the kitchen leaves in the bucket.
 
+mod dead;
 mod queued;
 mod waiting;
 
@@ -12,6 +13,7 @@ use hybrid_core::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+pub use dead::{DeadJob, DeadJobs, Told};
 pub use queued::QueuedJobs;
 
 /// A piece of work: the document that travels as a message's body.

@@ -6,7 +6,7 @@ use hybrid_core::{
     JobFailure, JobId, JobOrder, JobQueue, JobStatus, Jobs, Key, Outbox, Result, TenantId,
 };
 
-use super::{Job, Outcome, read_result, result_key, submit, waiting::Waiting};
+use super::{Job, Outcome, dead, read_result, result_key, submit, waiting::Waiting};
 
 /// Orders jobs over a queue and reads their results from the bucket: the [`Jobs`] port between the two halves.
 ///
@@ -134,7 +134,11 @@ impl Jobs for QueuedJobs {
                 Outcome::Failure(failure) => Err(JobFailure { kind: failure.error_kind(), message: failure.message }),
             },
         });
-        Ok(Some(JobStatus { kind: job.kind, submitted: job.submitted, request: job.request, end }))
+        let stalled = match end {
+            Some(_) => None,
+            None => dead::stalled(&*self.store, tenant, id).await?,
+        };
+        Ok(Some(JobStatus { kind: job.kind, submitted: job.submitted, request: job.request, stalled, end }))
     }
 }
 

@@ -69,6 +69,15 @@ async fn only_kinds_on_offer_can_be_ordered() {
 }
 
 #[tokio::test]
+async fn a_job_that_stands_still_is_told_to() {
+    let desk = Arc::<Desk>::default();
+    let router = shop(&desk);
+    *desk.stalled.lock().unwrap() = Some(NOON.parse().unwrap());
+    let answer = call(&router, from("a", get(&format!("/v1/jobs/{}", Desk::ALWAYS)))).await.body;
+    assert_eq!((&answer["status"], answer.get("finished_at")), (&json!("stalled"), None));
+}
+
+#[tokio::test]
 async fn how_a_job_ended_is_told_without_the_kitchens_secrets() {
     let desk = Arc::<Desk>::default();
     let router = shop(&desk);

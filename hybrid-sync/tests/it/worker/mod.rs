@@ -1,6 +1,7 @@
 //! The worker's promises, each driven by a manual clock over the memory queue and store.
 
 mod crash;
+mod dead;
 mod drain;
 mod failures;
 mod lanes;
