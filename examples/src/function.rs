@@ -17,7 +17,12 @@ use hybrid_sync::{
 };
 use url::Url;
 
-use crate::{data::LABELS, locations::Locations, site::make_folder};
+use crate::{
+    data::LABELS,
+    locations::Locations,
+    site::make_folder,
+    telemetry::{TelemetryArgs, exporter},
+};
 
 /// Serves a model as a function. Everything is configured by the environment.
 #[derive(Debug, Parser)]
@@ -50,6 +55,9 @@ pub struct Args {
     /// Send answers as they come: for a function URL with the invoke mode RESPONSE_STREAM.
     #[arg(long, env = "HYBRID_STREAMED")]
     pub streamed: bool,
+    /// Send traces and metrics to an OpenTelemetry collector, such as the one of an extension at http://localhost:4318, at the end of each answer.
+    #[arg(long, env = "HYBRID_OTLP")]
+    pub otlp: Option<Url>,
 }
 
 /// Serves until the service ends the process. Nothing is fetched before the first request needs it, but the version that a floor names.
@@ -61,6 +69,7 @@ pub async fn run(args: Args) -> Result<()> {
         let message = "everyone on the internet could come in; set HYBRID_API_KEYS to the list of those who may, or HYBRID_OPEN=true to let in anyone";
         return Err(Error::invalid("start function", message));
     }
+    let telemetry = exporter::start("storefront", TelemetryArgs { otlp: args.otlp, metrics: None }).await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let ids = SystemIds::new(Arc::clone(&clock));
     make_folder(&args.site)?;
@@ -101,7 +110,15 @@ pub async fn run(args: Args) -> Result<()> {
         storefront = storefront.authenticator(Arc::new(keys)).judgments(Arc::new(sink), dataset);
     }
     let storefront = storefront.build()?;
-    storefront.serve_lambda(if args.streamed { Answers::Streamed } else { Answers::Whole }).await
+    let answers = if args.streamed { Answers::Streamed } else { Answers::Whole };
+    let flushed = telemetry.clone();
+    let served = storefront.serve_lambda(answers, move || {
+        let telemetry = flushed.clone();
+        async move { telemetry.flush().await }
+    });
+    let ended = served.await;
+    telemetry.stop().await;
+    ended
 }
 
 /// Credentials that the configuration gives: the same until the next deployment.

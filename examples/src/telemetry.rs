@@ -39,7 +39,7 @@ pub async fn observed<A: clap::Args>(service: &str, app: impl AsyncFnOnce(A) -> 
 }
 
 #[cfg(feature = "telemetry")]
-mod exporter {
+pub(crate) mod exporter {
     use std::time::Duration;
 
     use hybrid_cloud::telemetry::Telemetry;
@@ -53,12 +53,16 @@ mod exporter {
     /// How long the end waits for the collector.
     const LAST_EXPORT: Duration = Duration::from_secs(5);
 
-    pub(super) struct Exporter {
+    /// How long an answer's end waits for the collector.
+    const EACH_EXPORT: Duration = Duration::from_secs(1);
+
+    #[derive(Clone)]
+    pub(crate) struct Exporter {
         telemetry: Telemetry,
         stop: Cancellation,
     }
 
-    pub(super) async fn start(service: &str, TelemetryArgs { otlp, metrics }: TelemetryArgs) -> Result<Exporter> {
+    pub(crate) async fn start(service: &str, TelemetryArgs { otlp, metrics }: TelemetryArgs) -> Result<Exporter> {
         let mut builder = Telemetry::builder(service);
         if let Some(collector) = otlp {
             builder = builder.otlp(collector);
@@ -82,7 +86,14 @@ mod exporter {
     }
 
     impl Exporter {
-        pub(super) async fn stop(self) {
+        /// Sends what there is, if the collector takes it soon; what it does not take is tried again with what comes.
+        pub(crate) async fn flush(&self) {
+            if let Err(error) = self.telemetry.flush(EACH_EXPORT).await {
+                tracing::warn!(%error, "telemetry was not sent in time");
+            }
+        }
+
+        pub(crate) async fn stop(self) {
             self.stop.cancel();
             if let Err(error) = self.telemetry.shutdown(LAST_EXPORT).await {
                 tracing::warn!(%error, "the last telemetry was not sent");
@@ -92,15 +103,16 @@ mod exporter {
 }
 
 #[cfg(not(feature = "telemetry"))]
-mod exporter {
+pub(crate) mod exporter {
     use hybrid_core::{Error, ErrorKind, Result};
 
     use super::TelemetryArgs;
     use crate::log;
 
-    pub(super) struct Exporter;
+    #[derive(Clone)]
+    pub(crate) struct Exporter;
 
-    pub(super) async fn start(_: &str, TelemetryArgs { otlp, metrics }: TelemetryArgs) -> Result<Exporter> {
+    pub(crate) async fn start(_: &str, TelemetryArgs { otlp, metrics }: TelemetryArgs) -> Result<Exporter> {
         if otlp.is_some() || metrics.is_some() {
             let message = "this program is built without telemetry; build it with --features telemetry";
             return Err(Error::new(ErrorKind::Unsupported, "start telemetry", message));
@@ -110,6 +122,8 @@ mod exporter {
     }
 
     impl Exporter {
-        pub(super) async fn stop(self) {}
+        pub(crate) async fn flush(&self) {}
+
+        pub(crate) async fn stop(self) {}
     }
 }

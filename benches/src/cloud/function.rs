@@ -219,6 +219,6 @@ pub fn run() {
         let live = must(live.floor(Arc::new(MemoryFloor::default())).build().await);
         let backend = OnDemand::new(live, Arc::new(SystemClock), Duration::from_secs(60));
         let storefront = must(Storefront::builder().classify("linear", Arc::new(backend)).build());
-        must(storefront.serve_lambda(Answers::Whole).await);
+        must(storefront.serve_lambda(Answers::Whole, async || {}).await);
     });
 }

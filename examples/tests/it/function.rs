@@ -231,3 +231,25 @@ async fn a_cold_start_goes_no_lower_than_the_floor_of_its_configuration() {
     assert_eq!(version(&[]).await, 1, "nothing tells a function without a floor that there was more");
     assert_eq!(version(&[("HYBRID_FLOOR", floor)]).await, 2);
 }
+
+#[cfg(feature = "telemetry")]
+#[tokio::test]
+async fn what_a_function_tells_is_with_the_collector_before_it_may_be_frozen_and_a_hanging_collector_stops_no_answer() {
+    use hybrid_cloud::testkit::otlp::Collector;
+
+    let (site, collector) = (site(), Collector::start().unwrap());
+    let mut function = Function::start(site.path(), &[("HYBRID_OTLP", collector.endpoint())]).await;
+    for asked in 1..=2 {
+        let (status, answer) = function.call("POST", "/v1/classify", Some(json!({ "input": "Are you open?" }))).await;
+        assert_eq!(status, 200, "{answer}");
+        // The service has the answer and freezes the function: nothing more can come.
+        let spans = collector.spans().unwrap();
+        assert_eq!(spans.iter().filter(|span| span.name == "POST /v1/classify").count(), asked, "{spans:#?}");
+        let points = collector.points().unwrap();
+        let durations = points.iter().find(|point| point.metric == "http.server.request.duration").unwrap();
+        assert_eq!(durations.count, asked as u64, "{points:#?}");
+    }
+    collector.hang();
+    let (status, _) = function.call("POST", "/v1/classify", Some(json!({ "input": "Are you open?" }))).await;
+    assert_eq!(status, 200);
+}
