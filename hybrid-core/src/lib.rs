@@ -51,7 +51,7 @@ pub mod conformance;
 pub use context::{CallContext, Cancellation, DataPolicy, Locality};
 pub use document::Document;
 pub use error::{Error, ErrorKind, Result};
-pub use file::{FILE_PART_BYTES, FilePage, FilePart, FileQuery, FileUpload, Files, NewFile, StoredFile};
+pub use file::{FILE_PART_BYTES, FilePage, FilePart, FileQuery, FileUpload, Files, NewFile, PartLink, StoredFile};
 pub use id::{
     ChannelName, CollectionName, DatasetName, Digest, FileId, Hasher, JobId, JobKind, JudgmentId, ModelName, RequestId,
     TenantId, WriterId,

@@ -17,7 +17,7 @@ use std::{fs::File, net::SocketAddr, sync::Arc, time::Duration};
 use clap::Parser;
 use hybrid_cloud::storefront::Storefront as Http;
 use hybrid_core::{
-    Cancellation, ChannelName, DatasetName, Digest, Error, ErrorKind, ModelName, Result, WriterId,
+    Cancellation, ChannelName, DatasetName, Digest, Error, ErrorKind, ModelName, Result,
     task::{Classify, ClassifyRequest},
 };
 use hybrid_local::{Device, SqliteOutbox, TextClassifierLoader};
@@ -97,7 +97,7 @@ impl Storefront {
         let _lock = site.lock("storefront")?;
         let folder = site.storefront();
         let outbox = Arc::new(SqliteOutbox::open(folder.join("outbox.db"))?);
-        let writer = WriterId::new("storefront-1")?;
+        let writer = surface.writer()?;
         let capture = Arc::new(Capture::new(outbox, site.store(), site.clock(), writer, CaptureOptions::default()));
 
         let loader = Arc::new(TextClassifierLoader::new(Device::cpu()));

@@ -24,6 +24,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// The surface, by flags.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Surface {
+    /// This storefront's name in the bucket, beside what it writes there: judgments, slices of budgets, its audit. Of several storefronts on one bucket each
+    /// has its own, and keeps it; storefront-1 where left out.
+    #[arg(long)]
+    pub name: Option<WriterId>,
     /// Let in whoever has a key of this list alone; make keys with the command `apikey`. The list is read again as it changes.
     #[arg(long, value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
@@ -75,7 +79,7 @@ impl Surface {
         tasks: &mut JoinSet<()>,
         stop: &Cancellation,
     ) -> Result<(StorefrontBuilder, Running)> {
-        let writer = WriterId::new("storefront-1")?;
+        let writer = self.writer()?;
         let mut running = Running::default();
         http = match &self.api_keys {
             Some(list) => lock(http, list, site, tasks, stop).await?,
@@ -93,14 +97,14 @@ impl Surface {
         if self.jobs {
             let ids = Arc::new(SystemIds::new(site.clock()));
             let outbox = Arc::new(SqliteOutbox::open(site.storefront().join("orders.db"))?);
-            let jobs = QueuedJobs::new(site.queue().await?, site.store(), site.clock(), ids).with_outbox(outbox);
+            let jobs = QueuedJobs::new(site.queue().await?.jobs, site.store(), site.clock(), ids).with_outbox(outbox);
             let jobs = Arc::new(jobs);
             http = http.jobs(Arc::clone(&jobs) as _, [JobKind::new(LabelHandler::KIND)?]);
             let (sent, stopped) = (Arc::clone(&jobs), stop.clone());
             tasks.spawn(async move { sent.run(stopped, LONGEST_WAIT).await });
             running.jobs = Some(jobs);
 
-            let files = Files::new(site.store(), site.clock());
+            let files = site.files();
             http = http.files(files.clone());
             tasks.spawn(sweep(files, self.api_keys.clone(), site.clone(), stop.clone()));
         }
@@ -111,6 +115,14 @@ impl Surface {
             http = http.embed(url.model(), url.embed(self.openai_api_key.as_ref()).await?);
         }
         Ok((http, running))
+    }
+
+    /// Under which name the storefront writes.
+    ///
+    /// # Errors
+    /// Never: the default is a name.
+    pub fn writer(&self) -> Result<WriterId> {
+        self.name.clone().map_or_else(|| WriterId::new("storefront-1"), Ok)
     }
 
     fn limit(&self, http: StorefrontBuilder, site: &Site, writer: WriterId) -> StorefrontBuilder {

@@ -153,7 +153,8 @@ impl StorefrontBuilder {
         self
     }
 
-    /// Keeps customers' files at `/v1/files`, and lets [jobs](Self::jobs) name them. Somebody has to [sweep](Files::sweep) what expires.
+    /// Keeps customers' files at `/v1/files`, and lets [jobs](Self::jobs) name them; where they have [links](Files::with_links), customers may carry them to
+    /// and from the bucket themselves. Somebody has to [sweep](Files::sweep) what expires.
     #[must_use]
     pub fn files(mut self, files: Files) -> Self {
         self.files = Some(files);

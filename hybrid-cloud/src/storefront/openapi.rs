@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     classify,
+    files::links,
     front::{Admitted, Front},
     jobs, judgments, models,
     routes::{Route, table},
@@ -121,9 +122,22 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Value {
             answers::<Deleted>(schemas, "Removes a file and all that it is made of.")
         }
         (&Method::GET, "/v1/files/{id}/content") => {
-            let mut operation = answers::<Value>(schemas, "Sends a file as it was uploaded.");
+            let mut operation =
+                answers::<Value>(schemas, "Sends a file as it was uploaded, or with `Range` some of its bytes.");
             operation["responses"]["200"]["content"] = json!({ "application/octet-stream": {} });
             operation
+        }
+        (&Method::POST, "/v1/files/links") => {
+            let summary =
+                "Begins a file that is uploaded past the storefront: answers with a signed link for each part.";
+            posts::<links::Body, links::Links>(schemas, summary)
+        }
+        (&Method::POST, "/v1/files/{id}/complete") => {
+            let summary = "Makes a file of what was uploaded by links; takes what its beginning took.";
+            posts::<links::Body, FileObject>(schemas, summary)
+        }
+        (&Method::GET, "/v1/files/{id}/links") => {
+            answers::<links::Links>(schemas, "Answers with a signed link to each part of a file.")
         }
         (&Method::GET, "/v1/models") => answers::<models::List>(schemas, "Lists the models."),
         (&Method::GET, "/v1/models/{*id}") => answers::<models::Entry>(schemas, "Tells about a model."),

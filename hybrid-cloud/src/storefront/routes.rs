@@ -69,6 +69,11 @@ pub(super) fn table(front: &Front) -> Vec<(Route, MethodRouter<Arc<Front>>)> {
         table.push((route, delete(files::delete)));
         table.push(read("/v1/files/{id}/content", Scope::Files, files::content));
     }
+    if front.links_files() {
+        table.push(write("/v1/files/links", Scope::Files, files::links::begin));
+        table.push(write("/v1/files/{id}/complete", Scope::Files, files::links::complete));
+        table.push(read("/v1/files/{id}/links", Scope::Files, files::links::download));
+    }
     table
 }
 

@@ -1,8 +1,9 @@
 //! Customers' files in the bucket: what is uploaded at the storefront, named by a job, and read by the kitchen.
 
+mod links;
 mod upload;
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -11,9 +12,10 @@ use uuid::Uuid;
 
 use crate::{
     ArtifactStore, ArtifactStoreExt, BoxStream, Clock, Digest, Document, Error, ErrorKind, FileId, IdSource, Key,
-    ListOptions, ReadOptions, RecordOrder, Result, SystemIds, TenantId, Timestamp,
+    ListOptions, Presign, ReadOptions, RecordOrder, Result, SystemIds, TenantId, Timestamp,
 };
 
+pub use links::PartLink;
 pub use upload::{FileUpload, NewFile};
 
 /// How many bytes of a file are one object: 4 MiB. An upload and a download each hold about so many in memory.
@@ -61,6 +63,7 @@ pub struct Files {
     store: Arc<dyn ArtifactStore>,
     clock: Arc<dyn Clock>,
     ids: Arc<dyn IdSource>,
+    links: Option<Arc<dyn Presign>>,
 }
 
 /// What is known of a file: the document at its key.
@@ -131,7 +134,7 @@ pub struct FilePage {
 impl Files {
     /// The files in `store`, which expire by `clock`.
     pub fn new(store: Arc<dyn ArtifactStore>, clock: Arc<dyn Clock>) -> Self {
-        Self { store, clock, ids: Arc::new(SystemIds::default()) }
+        Self { store, clock, ids: Arc::new(SystemIds::default()), links: None }
     }
 
     /// The same files with another source of nonces.
@@ -161,15 +164,41 @@ impl Files {
     /// The stream ends with the first error: those of the store, [`Corrupt`](ErrorKind::Corrupt) for bytes that have changed,
     /// [`NotFound`](ErrorKind::NotFound) if the file is erased meanwhile.
     pub fn read(&self, tenant: &TenantId, file: &StoredFile) -> BoxStream<'static, Result<Bytes>> {
+        self.read_range(tenant, file, 0..file.bytes)
+    }
+
+    /// The bytes of a file that lie in `range`. Parts are read and verified whole, those alone that have some of the bytes.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read). What lies beyond the end is not there.
+    pub fn read_range(
+        &self,
+        tenant: &TenantId,
+        file: &StoredFile,
+        range: Range<u64>,
+    ) -> BoxStream<'static, Result<Bytes>> {
         let (store, tenant, id, nonce) = (Arc::clone(&self.store), tenant.clone(), file.id, file.nonce);
-        let read = move |part: FilePart| {
+        let mut start = 0;
+        let parts = file.parts.iter().filter_map(|part| {
+            let within = range.start.max(start)..range.end.min(start + part.bytes);
+            let wanted = (within.start < within.end).then(|| (*part, within.start - start..within.end - start));
+            start += part.bytes;
+            wanted
+        });
+        let read = move |(part, within): (FilePart, Range<u64>)| {
             let (store, tenant) = (Arc::clone(&store), tenant.clone());
             async move {
                 let key = part_key(&tenant, id, nonce, &part.digest)?;
-                store.read(&key, ReadOptions::verified(part.digest)).await
+                let bytes = store.read(&key, ReadOptions::verified(part.digest)).await?;
+                if bytes.len() as u64 != part.bytes {
+                    let other = Error::corrupt("read file", "a part has another size than the descriptor says");
+                    return Err(other.with("key", key).with("expected", part.bytes).with("found", bytes.len()));
+                }
+                // Within a part, so within a usize.
+                Ok(bytes.slice(within.start as usize..within.end as usize))
             }
         };
-        stream::iter(file.parts.clone()).then(read).boxed()
+        stream::iter(parts.collect::<Vec<_>>()).then(read).boxed()
     }
 
     /// A page of a tenant's files: one listing of their names, and one small read for each that is looked at.
@@ -276,6 +305,26 @@ impl Files {
             }
         }
         Ok(swept)
+    }
+
+    /// Makes a file of parts that are there. The same id again is the same file.
+    async fn keep(
+        &self,
+        tenant: &TenantId,
+        id: FileId,
+        nonce: Uuid,
+        parts: Vec<FilePart>,
+        new: NewFile,
+    ) -> Result<StoredFile> {
+        let NewFile { name, purpose, expires } = new;
+        let bytes = parts.iter().map(|part| part.bytes).sum();
+        let created = self.clock.now();
+        let file = StoredFile { id, name, purpose, bytes, created, expires, nonce: Some(nonce), parts };
+        match self.store.create(&file_key(tenant, id)?, file.encode()?).await {
+            Ok(()) => Ok(file),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.find(tenant, id).await?.ok_or(error),
+            Err(error) => Err(error),
+        }
     }
 
     async fn find(&self, tenant: &TenantId, id: FileId) -> Result<Option<StoredFile>> {

@@ -278,3 +278,22 @@ async fn files_from_before_uploads_had_a_nonce_are_read_and_kept() {
     let file = shelf.files.get(&tenant, id).await.unwrap().unwrap();
     assert_eq!(shelf.content(&tenant, &file).await.unwrap(), b"bread");
 }
+
+#[tokio::test]
+async fn a_range_reads_no_part_that_has_none_of_it_and_verifies_those_that_have() {
+    let (shelf, tenant) = (shelf(), TenantId::single());
+    let content: Vec<u8> = (0..3 * FILE_PART_BYTES).map(|i| (i / 7 % 251) as u8).collect();
+    let file = shelf.put(&tenant, &content, named("a")).await;
+    let read = async |range: std::ops::Range<usize>| {
+        let range = range.start as u64..range.end as u64;
+        let parts: Result<Vec<_>> = shelf.files.read_range(&tenant, &file, range).try_collect().await;
+        parts.map(|parts| parts.concat())
+    };
+    for range in [0..1, FILE_PART_BYTES - 1..FILE_PART_BYTES + 1, 5..content.len(), 7..7, 0..usize::MAX] {
+        assert!(read(range.clone()).await.unwrap() == content[range.start..range.end.min(content.len())], "{range:?}");
+    }
+    let first = part_key(&tenant, file.id, file.nonce, &file.parts[0].digest).unwrap();
+    shelf.store.corrupt(&first, vec![0; FILE_PART_BYTES].into());
+    assert!(read(FILE_PART_BYTES..2 * FILE_PART_BYTES).await.is_ok(), "the damaged part is not needed");
+    assert_eq!(read(3..4).await.unwrap_err().kind(), ErrorKind::Corrupt);
+}

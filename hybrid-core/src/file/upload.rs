@@ -4,8 +4,8 @@ use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
 use uuid::Uuid;
 
-use super::{FILE_PART_BYTES, FilePart, Files, READS, StoredFile, file_key, is_of, part_key, parts_prefix};
-use crate::{ArtifactStoreExt, Digest, Document, ErrorKind, FileId, Key, ListOptions, Result, TenantId, Timestamp};
+use super::{FILE_PART_BYTES, FilePart, Files, READS, StoredFile, is_of, part_key, parts_prefix};
+use crate::{ArtifactStoreExt, Digest, FileId, Key, ListOptions, Result, TenantId, Timestamp};
 
 /// A file on its way into the bucket: about one part of it is in memory.
 ///
@@ -84,25 +84,8 @@ impl FileUpload {
         if !self.buffer.is_empty() {
             self.store_part().await?;
         }
-        let NewFile { name, purpose, expires } = new;
-        let file = StoredFile {
-            id: self.id,
-            name,
-            purpose,
-            bytes: self.bytes,
-            created: self.files.clock.now(),
-            expires,
-            nonce: Some(self.nonce),
-            parts: mem::take(&mut self.parts),
-        };
         self.naming = true;
-        match self.files.store.create(&file_key(&self.tenant, self.id)?, file.encode()?).await {
-            Ok(()) => Ok(file),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                self.files.find(&self.tenant, self.id).await?.ok_or(error)
-            }
-            Err(error) => Err(error),
-        }
+        self.files.keep(&self.tenant, self.id, self.nonce, mem::take(&mut self.parts), new).await
     }
 
     /// Removes what this upload has stored, unless [`finish`](Self::finish) came as far as naming it: then it is a file, or may become one when a write

@@ -35,12 +35,12 @@ use crate::{
 const BESIDE: u64 = 64 * 1024;
 const FIELD: u64 = 4 * 1024;
 const FIELDS: usize = 64;
-const NAME_BYTES: usize = 512;
+pub(super) const NAME_BYTES: usize = 512;
 /// A piece of the body that is looked at, in bytes.
 const PIECE: usize = 64 * 1024;
 /// How much may have come of which nothing was made yet, in bytes: a form's reader keeps what it cannot cut.
 const AHEAD: u64 = 512 * 1024;
-const EXPIRES: std::ops::RangeInclusive<u64> = 3600..=2_592_000;
+pub(super) const EXPIRES: std::ops::RangeInclusive<u64> = 3600..=2_592_000;
 
 /// The form of `POST /v1/files`, on its way.
 pub(in crate::storefront) struct UploadForm {
@@ -176,7 +176,7 @@ impl UploadForm {
     }
 }
 
-fn refuse(field: &str, message: &str) -> ApiError {
+pub(super) fn refuse(field: &str, message: &str) -> ApiError {
     ApiError::invalid("invalid_request", format!("{field} {message}")).param(field.to_owned())
 }
 

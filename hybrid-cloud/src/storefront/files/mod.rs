@@ -1,21 +1,26 @@
 //! `/v1/files`: what customers give the kitchen to work on, and get back from it.
 
+use std::ops::Range;
+
 use axum::{
     Json,
     body::Body,
     extract::{Path, RawQuery, rejection::PathRejection},
-    http::{HeaderName, HeaderValue, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::Response,
 };
-use hybrid_core::{FileId, FilePage, FileQuery, RecordOrder, StoredFile};
+use hybrid_core::{Error, FileId, FilePage, FileQuery, RecordOrder, StoredFile};
 
 use super::{error::ApiError, front::Admitted};
 use crate::wire::file::{Deleted, FileList, FileObject, PURPOSES, id_in, id_out};
 
 mod download;
 mod form;
+pub(super) mod links;
+mod range;
 
 use form::UploadForm;
+use range::Asked;
 
 /// What a page has at most.
 const PAGE: usize = 10_000;
@@ -51,13 +56,35 @@ pub(super) async fn delete(
     Ok(Json(Deleted { id: id_out(id), object: "file", deleted: true }))
 }
 
-pub(super) async fn content(admitted: Admitted, id: Result<Path<String>, PathRejection>) -> Result<Response, ApiError> {
+pub(super) async fn content(
+    admitted: Admitted,
+    asked: HeaderMap,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
     let (id, sent) = named(id)?;
-    let reading = admitted.read_file(id).await?.ok_or_else(|| ApiError::unknown_file(&sent))?;
+    // A file never changes, so its id names its content.
+    let internal = |error| Error::internal("send file", "an id is no header").with_source(error);
+    let tag = HeaderValue::try_from(format!("\"{sent}\"")).map_err(internal)?;
+    let mut part = None;
+    let choose = |file: &StoredFile| match Asked::of(&asked, file.bytes, &tag) {
+        Asked::Whole => Ok(0..file.bytes),
+        Asked::Part(range) => Ok(part.insert(range).clone()),
+        Asked::Beyond => Err(ApiError::range_not_satisfiable(file.bytes)),
+    };
+    let reading = admitted.read_file(id, choose).await?.ok_or_else(|| ApiError::unknown_file(&sent))?;
     let StoredFile { bytes, .. } = *reading.file();
     let mut response = Response::new(Body::from_stream(download::start(&admitted, reading).await?));
+    let mut length = bytes;
+    if let Some(Range { start, end }) = part {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        length = end - start;
+        let place = HeaderValue::try_from(format!("bytes {start}-{}/{bytes}", end - 1)).map_err(internal)?;
+        response.headers_mut().insert(header::CONTENT_RANGE, place);
+    }
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(header::ETAG, tag);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     // A customer's file is data: no browser shall run it in the storefront's name.
     headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));

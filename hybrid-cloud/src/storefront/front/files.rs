@@ -1,8 +1,12 @@
 //! The way to a tenant's files.
 
+use std::{ops::Range, time::Duration};
+
 use axum::body::Bytes;
 use futures_util::StreamExt;
-use hybrid_core::{BoxStream, Error, FileId, FilePage, FileQuery, FileUpload, Files, NewFile, Result, StoredFile};
+use hybrid_core::{
+    BoxStream, Error, FileId, FilePage, FilePart, FileQuery, FileUpload, Files, NewFile, PartLink, Result, StoredFile,
+};
 
 use super::{
     Admitted,
@@ -25,22 +29,65 @@ impl Admitted {
 
     /// Begins a file of the caller's tenant.
     pub(crate) async fn upload_file(&self) -> Result<Uploading, ApiError> {
-        let (files, tenant, limit) = (self.files()?, &self.principal.tenant, self.front.limits().files);
+        let files = self.files()?;
         let mut call = self.moving("files").await?;
-        let count = call.cx.run("count files", files.count(tenant)).await;
-        match count {
-            Ok(count) if count < limit => {}
+        self.leave_room(files, &mut call).await?;
+        let upload = files.upload(&self.principal.tenant, FileId::next(self.front.ids()));
+        Ok(Uploading { call, upload: Some(upload) })
+    }
+
+    /// Links that upload the parts of a file of the caller's tenant, and the file's id.
+    pub(crate) async fn link_upload(
+        &self,
+        parts: &[FilePart],
+        holds: Duration,
+    ) -> Result<(FileId, Vec<PartLink>), ApiError> {
+        let (files, id) = (self.files()?, FileId::next(self.front.ids()));
+        let mut call = Call::begin(self, Purpose::without_model("files.link", None)).await?;
+        self.leave_room(files, &mut call).await?;
+        let links = files.upload_links(&self.principal.tenant, id, parts, holds);
+        Ok((id, self.end(call, "link file", links).await?))
+    }
+
+    /// Makes a file of the caller's tenant of parts that were uploaded by links.
+    pub(crate) async fn adopt_file(
+        &self,
+        id: FileId,
+        parts: Vec<FilePart>,
+        new: NewFile,
+    ) -> Result<StoredFile, ApiError> {
+        let files = self.files()?;
+        let mut call = Call::begin(self, Purpose::without_model("files", None)).await?;
+        self.leave_room(files, &mut call).await?;
+        self.end(call, "make file", files.adopt(&self.principal.tenant, id, parts, new)).await
+    }
+
+    /// Links that download a file of the caller's tenant.
+    pub(crate) async fn link_download(&self, id: FileId, holds: Duration) -> Result<Option<Vec<PartLink>>, ApiError> {
+        let (files, tenant) = (self.files()?, &self.principal.tenant);
+        let links = async {
+            match files.get(tenant, id).await? {
+                Some(file) => files.download_links(tenant, &file, holds).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        self.brief("files.link", "link file", links).await
+    }
+
+    /// Checks that the caller's tenant may have one more file.
+    async fn leave_room(&self, files: &Files, call: &mut Call) -> Result<(), ApiError> {
+        let limit = self.front.limits().files;
+        match call.cx.run("count files", files.count(&self.principal.tenant)).await {
+            Ok(count) if count < limit => Ok(()),
             Ok(_) => {
                 call.fail(&Error::too_large("store file", "the tenant has too many files"), false);
-                return Err(ApiError::too_many_files(limit));
+                Err(ApiError::too_many_files(limit))
             }
             Err(error) => {
                 call.fail(&error, false);
-                return Err(error.into());
+                Err(error.into())
             }
         }
-        let upload = files.upload(tenant, FileId::next(self.front.ids()));
-        Ok(Uploading { call, upload: Some(upload) })
     }
 
     /// A file of the caller's tenant.
@@ -61,14 +108,25 @@ impl Admitted {
         self.brief("files.delete", "erase file", files.erase(&self.principal.tenant, id)).await
     }
 
-    /// Begins to read a file of the caller's tenant.
-    pub(crate) async fn read_file(&self, id: FileId) -> Result<Option<Reading>, ApiError> {
+    /// Begins to read a file of the caller's tenant, or of it what is chosen.
+    pub(crate) async fn read_file(
+        &self,
+        id: FileId,
+        choose: impl FnOnce(&StoredFile) -> Result<Range<u64>, ApiError>,
+    ) -> Result<Option<Reading>, ApiError> {
         let files = self.files()?;
         let mut call = self.moving("files.content").await?;
         match call.cx.run("read file", files.get(&self.principal.tenant, id)).await {
             Ok(Some(file)) => {
+                let range = match choose(&file) {
+                    Ok(range) => range,
+                    Err(refused) => {
+                        call.done(None, None).await?;
+                        return Err(refused);
+                    }
+                };
                 call.begun().await?;
-                let parts = files.read(&self.principal.tenant, &file);
+                let parts = files.read_range(&self.principal.tenant, &file, range);
                 Ok(Some(Reading { call, file, parts }))
             }
             Ok(None) => {
@@ -89,7 +147,16 @@ impl Admitted {
         operation: &'static str,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T, ApiError> {
-        let mut call = Call::begin(self, Purpose::without_model(action, None)).await?;
+        self.end(Call::begin(self, Purpose::without_model(action, None)).await?, operation, work).await
+    }
+
+    /// Does what a call is for, and ends it.
+    async fn end<T>(
+        &self,
+        mut call: Call,
+        operation: &'static str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T, ApiError> {
         let outcome = call.cx.run(operation, work).await;
         match &outcome {
             Ok(_) => call.done(None, None).await?,

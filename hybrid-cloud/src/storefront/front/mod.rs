@@ -125,6 +125,10 @@ impl Front {
         self.ports.files.is_some()
     }
 
+    pub(super) fn links_files(&self) -> bool {
+        self.ports.files.as_ref().is_some_and(Files::gives_links)
+    }
+
     pub(super) fn drain(&self) {
         self.draining.cancel();
     }

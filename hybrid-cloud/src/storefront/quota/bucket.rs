@@ -38,6 +38,12 @@ impl Bucket {
         self.missing = (self.missing + units(used) - units(taken)).max(0);
     }
 
+    /// Whether it is as good as a new one.
+    pub(super) fn is_full(&mut self, now: Monotonic, per_minute: u64) -> bool {
+        self.refill(now, per_minute);
+        self.missing == 0
+    }
+
     fn refill(&mut self, now: Monotonic, per_minute: u64) {
         let elapsed = i128::try_from(now.since(self.at).as_nanos()).unwrap_or(i128::MAX);
         self.missing = (self.missing - elapsed.saturating_mul(per_minute.into())).max(0);

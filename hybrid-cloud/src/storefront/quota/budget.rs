@@ -134,8 +134,11 @@ impl Budget {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         match pools.get(tenant) {
             Some(pool) if pool.day == day && pool.currency == currency => Arc::clone(pool),
-            // What was claimed of another day stays there.
+            // What was claimed of another day stays there, and is nobody's concern any more.
             _ => {
+                if pools.len() == pools.capacity() {
+                    pools.retain(|_, pool| pool.day == day);
+                }
                 let pool = Arc::new(Pool {
                     tenant: tenant.clone(),
                     day,

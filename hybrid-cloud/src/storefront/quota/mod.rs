@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use hybrid_core::{Clock, Error, ErrorKind, Money, Result, TenantId, Usage};
+use hybrid_core::{Clock, Error, ErrorKind, Money, Monotonic, Result, TenantId, Usage};
 
 mod bucket;
 mod budget;
@@ -63,7 +63,15 @@ pub(super) struct Quotas {
     of: QuotaOf,
     budget: Option<Arc<Budget>>,
     clock: Arc<dyn Clock>,
-    used: Mutex<HashMap<TenantId, Arc<Used>>>,
+    used: Mutex<Tenants>,
+}
+
+/// Who uses something, or has lately.
+#[derive(Debug, Default)]
+struct Tenants {
+    used: HashMap<TenantId, Arc<Used>>,
+    /// How many there may be before those that are at rest are forgotten.
+    sweep_at: usize,
 }
 
 /// What one tenant uses.
@@ -74,17 +82,33 @@ struct Used {
     streams: Mutex<u32>,
 }
 
+impl Used {
+    /// Whether a new one would be the same to everybody.
+    fn is_at_rest(self: &Arc<Self>, now: Monotonic, quota: &TenantQuota) -> bool {
+        let full =
+            |bucket: &Mutex<Bucket>, limit: Option<u64>| limit.is_none_or(|limit| lock(bucket).is_full(now, limit));
+        Arc::strong_count(self) == 1
+            && full(&self.requests, quota.requests_per_minute)
+            && full(&self.tokens, quota.tokens_per_minute)
+    }
+}
+
 impl Quotas {
     pub(super) fn new(of: QuotaOf, budget: Option<Arc<Budget>>, clock: Arc<dyn Clock>) -> Self {
         Self { of, budget, clock, used: Mutex::default() }
     }
 
     fn used(&self, tenant: &TenantId) -> Arc<Used> {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        match used.get(tenant) {
-            Some(used) => Arc::clone(used),
-            None => Arc::clone(used.entry(tenant.clone()).or_default()),
+        let mut tenants = lock(&self.used);
+        if let Some(used) = tenants.used.get(tenant) {
+            return Arc::clone(used);
         }
+        if tenants.used.len() >= tenants.sweep_at {
+            let now = self.clock.monotonic();
+            tenants.used.retain(|tenant, used| !used.is_at_rest(now, &(self.of)(tenant)));
+            tenants.sweep_at = 2 * tenants.used.len() + 64;
+        }
+        Arc::clone(tenants.used.entry(tenant.clone()).or_default())
     }
 
     /// Counts a request.
@@ -194,5 +218,44 @@ impl Drop for Holding {
             let mut streams = lock(&self.used.streams);
             *streams = streams.saturating_sub(1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+    use std::time::Duration;
+
+    use hybrid_core::ManualClock;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn tenants_at_rest_are_forgotten_and_one_that_still_owes_or_streams_is_not() {
+        let clock = ManualClock::default();
+        let quota = TenantQuota {
+            requests_per_minute: Some(1),
+            tokens_per_minute: Some(10),
+            streams: Some(1),
+            ..TenantQuota::default()
+        };
+        let quotas = Quotas::new(Box::new(move |_| quota.clone()), None, Arc::new(clock.clone()));
+        let tenant = |number: usize| TenantId::new(format!("t-{number}")).unwrap();
+        let (owing, streaming) = (TenantId::new("owing").unwrap(), TenantId::new("streaming").unwrap());
+        let hold = async |tenant: &TenantId| quotas.hold(tenant, &Estimate { tokens: 1, cost: None }, true).await;
+        // It has used the tokens of a week.
+        hold(&owing).await.unwrap().settle(&Usage { input_tokens: 100_000, ..Usage::default() }, None);
+        let stream = hold(&streaming).await.unwrap();
+        for number in 0..5_000 {
+            quotas.request(&tenant(number)).unwrap();
+            assert!(quotas.request(&tenant(number)).is_err(), "the minute's one request is used");
+            clock.advance(Duration::from_secs(1));
+        }
+        assert!(lock(&quotas.used).used.len() < 400, "about a minute's worth: {}", lock(&quotas.used).used.len());
+        assert!(quotas.request(&tenant(4_999)).is_err());
+        assert!(hold(&owing).await.is_err() && hold(&streaming).await.is_err());
+        drop(stream);
+        assert!(hold(&streaming).await.is_ok());
     }
 }

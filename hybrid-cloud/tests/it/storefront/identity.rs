@@ -17,7 +17,7 @@ use hybrid_core::{
 use serde_json::{Value, json};
 
 use super::rig::{
-    Answer, Desk, Sink, Tokens, asleep, builder, call, classify, dataset, from, get, noon, orders, post, tenant,
+    Answer, Desk, Links, Sink, Tokens, asleep, builder, call, classify, dataset, from, get, noon, orders, post, tenant,
 };
 
 fn tokens() -> Arc<Tokens> {
@@ -37,7 +37,7 @@ fn shop(sink: &Arc<Sink>) -> Storefront {
         .classify(Offer::new("of-b").only_for([tenant("b")]), orders())
         .judgments(sink.clone(), dataset())
         .jobs(Arc::new(Desk::default()), [JobKind::new("enrich").unwrap()])
-        .files(Files::new(Arc::new(MemoryStore::default()), Arc::new(noon())))
+        .files(Files::new(Arc::new(MemoryStore::default()), Arc::new(noon())).with_links(Arc::new(Links)))
         .build()
         .unwrap()
 }
@@ -72,7 +72,15 @@ fn request(route: &Route, model: &str) -> Request<Body> {
         ("GET", "/v1/jobs/{id}") => get(&format!("/v1/jobs/{}", Desk::ALWAYS)),
         ("POST", "/v1/files") => super::media::form(route.path, &[("purpose", "batch")], Some(("a", b"two loaves"))),
         ("GET", "/v1/files") => get(route.path),
-        (method, "/v1/files/{id}" | "/v1/files/{id}/content") => {
+        ("POST", "/v1/files/links") => {
+            post(route.path, json!({ "filename": "a", "purpose": "batch", "parts": [] }).to_string())
+        }
+        ("POST", "/v1/files/{id}/complete") => {
+            let parts = json!([{ "sha256": "0".repeat(64), "bytes": 1 }]);
+            let body = json!({ "filename": "a", "purpose": "batch", "parts": parts });
+            post(&route.path.replace("{id}", NO_FILE), body.to_string())
+        }
+        (method, "/v1/files/{id}" | "/v1/files/{id}/content" | "/v1/files/{id}/links") => {
             let path = route.path.replace("{id}", NO_FILE);
             Request::builder().method(method).uri(path).body(Body::empty()).unwrap()
         }

@@ -11,12 +11,17 @@ mod files;
 mod identity;
 mod jobs;
 mod judgments;
+#[cfg(all(feature = "s3", feature = "testkit"))]
+mod links;
 mod media;
 mod openapi;
 mod operations;
+#[cfg(feature = "openai")]
+mod policy;
 #[cfg(feature = "testkit")]
 mod python;
 mod quota;
+mod ranges;
 mod refusals;
 mod responses;
 pub(crate) mod rig;

@@ -9,14 +9,15 @@ use serde_json::Value;
 
 use super::{
     media::{ears, painter, says, vectors},
-    rig::{Desk, Sink, builder, call, dataset, get, noon, orders},
+    rig::{Desk, Links, Sink, builder, call, dataset, get, noon, orders},
 };
 
 fn everything() -> Storefront {
     let builder = builder(&noon()).chat("c", says("a")).embed("e", vectors()).transcribe("t", ears());
     let builder = builder.images("i", painter()).classify("m", orders());
     let builder = builder.jobs(Arc::new(Desk::default()), [JobKind::new("enrich").unwrap()]);
-    let builder = builder.files(Files::new(Arc::new(MemoryStore::default()), Arc::new(noon())));
+    let files = Files::new(Arc::new(MemoryStore::default()), Arc::new(noon())).with_links(Arc::new(Links));
+    let builder = builder.files(files);
     builder.judgments(Sink::failing([]), dataset()).build().unwrap()
 }
 

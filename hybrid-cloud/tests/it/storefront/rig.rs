@@ -16,9 +16,9 @@ use axum::{
 use http_body_util::BodyExt;
 use hybrid_cloud::storefront::{Authenticator, Drained, Principal, Storefront, StorefrontBuilder};
 use hybrid_core::{
-    BackendProfile, BoxStream, CallContext, Cancellation, DatasetName, Error, ErrorKind, Event, InferenceBackend,
-    JobEnd, JobId, JobKind, JobOrder, JobStatus, Jobs, Judgment, JudgmentSink, ManualClock, Reply, Result, SeededIds,
-    TenantId,
+    BackendProfile, BoxStream, CallContext, Cancellation, DatasetName, DownloadOptions, Error, ErrorKind, Event,
+    InferenceBackend, JobEnd, JobId, JobKind, JobOrder, JobStatus, Jobs, Judgment, JudgmentSink, Key, ManualClock,
+    Presign, Reply, Result, SeededIds, SignedRequest, TenantId, Timestamp, UploadOptions,
     memory::ScriptedBackend,
     task::{Classification, Classify, ClassifyRequest, ClassifyResponse, LabelScore},
 };
@@ -131,6 +131,7 @@ pub(crate) fn from(token: &str, mut request: Request<Body>) -> Request<Body> {
 #[derive(Debug, Default)]
 pub(crate) struct Desk {
     orders: Mutex<Vec<(JobId, JobOrder)>>,
+    pub(crate) stalled: Mutex<Option<Timestamp>>,
     pub(crate) end: Mutex<Option<JobEnd>>,
 }
 
@@ -158,7 +159,30 @@ impl Jobs for Desk {
             None if id.to_string() == Self::ALWAYS => (JobKind::new("enrich")?, None),
             None => return Ok(None),
         };
-        Ok(Some(JobStatus { kind, submitted: NOON.parse()?, request, end: self.end.lock().unwrap().clone() }))
+        let (stalled, end) = (*self.stalled.lock().unwrap(), self.end.lock().unwrap().clone());
+        Ok(Some(JobStatus { kind, submitted: NOON.parse()?, request, stalled, end }))
+    }
+}
+
+/// Signs links that lead nowhere.
+#[derive(Debug)]
+pub(crate) struct Links;
+
+impl Links {
+    fn to(method: &str, key: &Key) -> Result<SignedRequest> {
+        let (url, expires) = (format!("https://bucket.invalid/{key}?signed"), NOON.parse()?);
+        Ok(SignedRequest { method: method.to_owned(), url, headers: Vec::new(), expires })
+    }
+}
+
+#[async_trait]
+impl Presign for Links {
+    async fn presign_upload(&self, key: &Key, _: UploadOptions) -> Result<SignedRequest> {
+        Self::to("PUT", key)
+    }
+
+    async fn presign_download(&self, key: &Key, _: DownloadOptions) -> Result<SignedRequest> {
+        Self::to("GET", key)
     }
 }
 
