@@ -1,13 +1,16 @@
-//! Runs the quickstart's program and reads what it leaves.
+//! Runs the programs, and reads what the quickstart leaves.
 
 use std::{
+    io::{BufRead, BufReader},
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use hybrid_core::{Document, Verdict};
 use hybrid_examples::{quickstart::summary::Summary, train_job::TrainOutcome};
 use hybrid_sync::job::JobResult;
+use reqwest::RequestBuilder;
+use serde_json::Value;
 
 pub(crate) fn quickstart(site: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quickstart"));
@@ -39,4 +42,44 @@ pub(crate) fn outcomes(site: &Path) -> Vec<(u64, String, Verdict, u64, u64)> {
     }
     found.sort_by_key(|outcome| outcome.0);
     found
+}
+
+/// A program that ends with the test.
+pub(crate) struct Running(Child);
+
+impl Running {
+    pub(crate) fn start(program: &str, arguments: &[&str]) -> Self {
+        Self::with(Command::new(program).args(arguments))
+    }
+
+    pub(crate) fn with(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// The next line that it prints.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        BufReader::new(self.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(crate) fn stop(mut self) {
+        let asked = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap();
+        assert!(asked.success() && self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The status and the body of an answer.
+pub(crate) async fn answer(request: RequestBuilder) -> (u16, Value) {
+    let response = request.send().await.unwrap();
+    let status = response.status().as_u16();
+    (status, response.json().await.unwrap())
 }

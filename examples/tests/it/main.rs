@@ -9,6 +9,8 @@ mod aws;
 mod bad_input;
 mod corpus;
 mod crash;
+#[cfg(feature = "aws")]
+mod deploy;
 #[cfg(feature = "lambda")]
 mod function;
 mod handlers;

@@ -1,47 +1,16 @@
 //! The whole surface, as programs: keys, limits, an audit, files, orders for the kitchen, and chat by a server of one's own.
 
 use std::{
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
 use hybrid_cloud::testkit::openai::{Answer, OpenAiServer, chat_completion};
-use reqwest::{Client, RequestBuilder, multipart};
+use reqwest::{Client, multipart};
 use serde_json::{Value, json};
 
-use crate::app;
-
-/// A program that ends with the test.
-struct Running(Child);
-
-impl Running {
-    fn start(program: &str, arguments: &[&str]) -> Self {
-        let mut command = Command::new(program);
-        Self(command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
-    }
-
-    /// The next line that it prints.
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        BufReader::new(self.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        line.trim().to_owned()
-    }
-
-    /// Asks it to end, and waits until it has.
-    fn stop(mut self) {
-        let asked = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap();
-        assert!(asked.success() && self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use crate::app::{self, Running, answer};
 
 /// Makes a key for each of the tenants, and their list.
 fn keys(folder: &Path, tenants: [&str; 2]) -> (PathBuf, [String; 2]) {
@@ -64,12 +33,6 @@ fn audited(arguments: &[&str]) -> String {
     said.into_owned()
 }
 
-async fn answer(request: RequestBuilder) -> (u16, Value) {
-    let response = request.send().await.unwrap();
-    let status = response.status().as_u16();
-    (status, response.json().await.unwrap())
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_customer_with_a_key_chats_and_orders_work_and_everything_is_audited() {
     let folder = tempfile::tempdir().unwrap();
@@ -82,6 +45,7 @@ async fn a_customer_with_a_key_chats_and_orders_work_and_everything_is_audited()
 
     let flags = [
         ["--site", site],
+        ["--name", "market-hall"],
         ["--listen", "127.0.0.1:0"],
         ["--api-keys", list.to_str().unwrap()],
         ["--requests-per-minute", "1000"],
@@ -141,7 +105,7 @@ async fn a_customer_with_a_key_chats_and_orders_work_and_everything_is_audited()
     // What was done is in the audit, here and in the bucket.
     let audit = folder.path().join("storefront/audit");
     let here = audited(&["--folder", audit.to_str().unwrap(), "--at-least", "8"]);
-    let there = audited(&["--writer", "storefront-1", "--site", site]);
+    let there = audited(&["--writer", "market-hall", "--site", site]);
     assert!(here.contains("are whole"), "{here}");
     // The folder has one segment more: the one that the next start would write to.
     let entries = |said: &str| said.split(" in ").next().unwrap().to_owned();
