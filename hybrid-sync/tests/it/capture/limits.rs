@@ -160,19 +160,34 @@ async fn the_loop_ends_at_once_in_the_middle_of_a_drain_and_keeps_what_it_has() 
     assert_eq!(capture.pending().await.unwrap(), 3);
 }
 
-/// A store that says once how long it wants to be left alone.
+/// A store that refuses some of what is created below one prefix.
 #[derive(Debug)]
-struct Throttled {
+struct Refusing {
     inner: Arc<MemoryStore>,
-    creates: AtomicUsize,
+    prefix: &'static str,
+    /// Why the call of this number, from zero, is refused, if it is.
+    why: fn(usize) -> Option<Error>,
+    asked: AtomicUsize,
+}
+
+impl Refusing {
+    fn new(world: &World, prefix: &'static str, why: fn(usize) -> Option<Error>) -> Arc<Self> {
+        Arc::new(Self { inner: world.store.clone(), prefix, why, asked: AtomicUsize::new(0) })
+    }
+
+    /// How many objects it was asked to create below its prefix.
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
 }
 
 #[async_trait]
-impl ArtifactStore for Throttled {
+impl ArtifactStore for Refusing {
     async fn create(&self, key: &Key, bytes: Bytes) -> Result<()> {
-        if self.creates.fetch_add(1, Ordering::SeqCst) == 0 {
-            let error = Error::new(ErrorKind::RateLimited, "create object", "slow down");
-            return Err(error.with_retry_after(Duration::from_secs(1000)));
+        if key.as_str().starts_with(self.prefix)
+            && let Some(error) = (self.why)(self.asked.fetch_add(1, Ordering::SeqCst))
+        {
+            return Err(error);
         }
         self.inner.create(key, bytes).await
     }
@@ -193,7 +208,10 @@ impl ArtifactStore for Throttled {
 #[tokio::test]
 async fn a_store_that_asks_for_a_pause_gets_it() {
     let world = World::new();
-    let store = Arc::new(Throttled { inner: world.store.clone(), creates: AtomicUsize::new(0) });
+    let store = Refusing::new(&world, "", |call| {
+        let error = Error::new(ErrorKind::RateLimited, "create object", "slow down");
+        (call == 0).then(|| error.with_retry_after(Duration::from_secs(1000)))
+    });
     let clock = Arc::new(world.clock.clone());
     let capture =
         Arc::new(Capture::new(world.outbox.clone(), store.clone(), clock, writer(), CaptureOptions::default()));
@@ -202,9 +220,9 @@ async fn a_store_that_asks_for_a_pause_gets_it() {
     let token = cancel.clone();
     let running = tokio::spawn(async move { runner.run(token, Duration::from_secs(10)).await });
     advance(&world.clock, Duration::from_secs(1000), Duration::from_secs(5)).await;
-    assert_eq!(store.creates.load(Ordering::SeqCst), 1);
+    assert_eq!(store.asked(), 1);
     advance(&world.clock, Duration::from_secs(15), Duration::from_secs(5)).await;
-    assert_eq!(store.creates.load(Ordering::SeqCst), 2);
+    assert_eq!(store.asked(), 2);
     assert_eq!(capture.pending().await.unwrap(), 0);
     cancel.cancel();
     running.await.unwrap();
@@ -243,43 +261,11 @@ async fn a_drain_that_was_dropped_before_its_records_were_removed_is_gone_on_fro
     assert_eq!((world.stored().await, capture.pending().await.unwrap()), (3, 0));
 }
 
-/// A store that refuses what lies below one prefix.
-#[derive(Debug)]
-struct Refusing {
-    inner: Arc<MemoryStore>,
-    prefix: &'static str,
-    kind: ErrorKind,
-    refused: AtomicUsize,
-}
-
-#[async_trait]
-impl ArtifactStore for Refusing {
-    async fn create(&self, key: &Key, bytes: Bytes) -> Result<()> {
-        if key.as_str().starts_with(self.prefix) {
-            self.refused.fetch_add(1, Ordering::SeqCst);
-            return Err(Error::new(self.kind, "create object", "no"));
-        }
-        self.inner.create(key, bytes).await
-    }
-    async fn read(&self, key: &Key, options: ReadOptions) -> Result<Bytes> {
-        self.inner.read(key, options).await
-    }
-    async fn head(&self, key: &Key) -> Result<ObjectMeta> {
-        self.inner.head(key).await
-    }
-    fn list(&self, prefix: &str, options: ListOptions) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix, options)
-    }
-    async fn delete(&self, key: &Key) -> Result<()> {
-        self.inner.delete(key).await
-    }
-}
-
 #[tokio::test]
 async fn a_tenant_that_the_store_refuses_holds_up_no_other() {
     let world = World::new();
-    let (prefix, kind) = ("t/locked/", ErrorKind::PermissionDenied);
-    let store = Arc::new(Refusing { inner: world.store.clone(), prefix, kind, refused: AtomicUsize::new(0) });
+    let denied = |_| Some(Error::new(ErrorKind::PermissionDenied, "create object", "no"));
+    let store = Refusing::new(&world, "t/locked/", denied);
     let options = CaptureOptions { segment_judgments: 4, ..CaptureOptions::default() };
     let clock = Arc::new(world.clock.clone());
     let capture = Capture::new(world.outbox.clone(), store.clone(), clock, writer(), options);
@@ -292,7 +278,7 @@ async fn a_tenant_that_the_store_refuses_holds_up_no_other() {
     assert_eq!(error.kind(), ErrorKind::PermissionDenied);
     assert_eq!(world.folded().await, all);
     assert_eq!(capture.pending().await.unwrap(), 10, "nothing of it is lost");
-    assert_eq!(store.refused.load(Ordering::SeqCst), 1, "and it is not asked again and again");
+    assert_eq!(store.asked(), 1, "and it is not asked again and again");
 
     // Once the store lets them in they follow.
     drop(capture);
@@ -305,13 +291,12 @@ async fn a_tenant_that_the_store_refuses_holds_up_no_other() {
 #[tokio::test]
 async fn a_store_that_is_away_is_not_asked_for_each_tenant() {
     let world = World::new();
-    let (prefix, kind) = ("", ErrorKind::Unavailable);
-    let store = Arc::new(Refusing { inner: world.store.clone(), prefix, kind, refused: AtomicUsize::new(0) });
+    let store = Refusing::new(&world, "", |_| Some(Error::unavailable("create object", "away")));
     let clock = Arc::new(world.clock.clone());
     let capture = Capture::new(world.outbox.clone(), store.clone(), clock, writer(), CaptureOptions::default());
     for tenant in ["a", "b", "c"] {
         capture.record(&TenantId::new(tenant).unwrap(), &dataset(), world.judgment("hello")).await.unwrap();
     }
     assert_eq!(capture.drain().await.unwrap_err().kind(), ErrorKind::Unavailable);
-    assert_eq!((store.refused.load(Ordering::SeqCst), capture.pending().await.unwrap()), (1, 3));
+    assert_eq!((store.asked(), capture.pending().await.unwrap()), (1, 3));
 }
