@@ -35,8 +35,6 @@ pub(super) struct ApiError {
     challenge: bool,
     /// Which of the tenant's quotas refused it.
     quota: Option<Limited>,
-    /// How many bytes that has of which a range was asked.
-    whole: Option<u64>,
     /// For the log alone.
     detail: Option<Arc<Error>>,
 }
@@ -55,7 +53,6 @@ impl ApiError {
             should_retry: None,
             challenge: false,
             quota: None,
-            whole: None,
             detail: None,
         }
     }
@@ -168,9 +165,7 @@ impl ApiError {
     /// A range that lies beyond a file's end.
     pub(super) fn range_not_satisfiable(bytes: u64) -> Self {
         let message = format!("the file has {bytes} bytes, and none of them lies in the range");
-        let refused =
-            Self::new(StatusCode::RANGE_NOT_SATISFIABLE, INVALID, "range_not_satisfiable", message).param("range");
-        Self { whole: Some(bytes), ..refused }
+        Self::new(StatusCode::RANGE_NOT_SATISFIABLE, INVALID, "range_not_satisfiable", message).param("range")
     }
 
     /// A tenant has as many files as it may have.
@@ -265,10 +260,6 @@ impl ApiError {
         if let Some(retry) = self.should_retry {
             let retry = HeaderValue::from_static(if retry { "true" } else { "false" });
             parts.headers.insert(HeaderName::from_static("x-should-retry"), retry);
-        }
-        let whole = self.whole.and_then(|bytes| HeaderValue::try_from(format!("bytes */{bytes}")).ok());
-        if let Some(whole) = whole {
-            parts.headers.insert(header::CONTENT_RANGE, whole);
         }
         if self.challenge {
             parts.headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

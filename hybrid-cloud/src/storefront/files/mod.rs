@@ -7,7 +7,7 @@ use axum::{
     body::Body,
     extract::{Path, RawQuery, rejection::PathRejection},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use hybrid_core::{Error, FileId, FilePage, FileQuery, RecordOrder, StoredFile};
 
@@ -65,13 +65,25 @@ pub(super) async fn content(
     // A file never changes, so its id names its content.
     let internal = |error| Error::internal("send file", "an id is no header").with_source(error);
     let tag = HeaderValue::try_from(format!("\"{sent}\"")).map_err(internal)?;
-    let mut part = None;
-    let choose = |file: &StoredFile| match Asked::of(&asked, file.bytes, &tag) {
-        Asked::Whole => Ok(0..file.bytes),
-        Asked::Part(range) => Ok(part.insert(range).clone()),
-        Asked::Beyond => Err(ApiError::range_not_satisfiable(file.bytes)),
+    let mut chosen = None;
+    let choose = |file: &StoredFile| match chosen.insert((Asked::of(&asked, file.bytes, &tag), file.bytes)) {
+        (Asked::Whole, bytes) => Ok(0..*bytes),
+        (Asked::Part(range), _) => Ok(range.clone()),
+        (Asked::Beyond, bytes) => Err(ApiError::range_not_satisfiable(*bytes)),
     };
-    let reading = admitted.read_file(id, choose).await?.ok_or_else(|| ApiError::unknown_file(&sent))?;
+    let reading = admitted.read_file(id, choose).await;
+    let part = match chosen {
+        Some((Asked::Beyond, bytes)) => {
+            let refused = reading.err().unwrap_or_else(|| ApiError::range_not_satisfiable(bytes));
+            let mut refused = refused.into_response();
+            let size = HeaderValue::try_from(format!("bytes */{bytes}")).map_err(internal)?;
+            refused.headers_mut().insert(header::CONTENT_RANGE, size);
+            return Ok(refused);
+        }
+        Some((Asked::Part(range), _)) => Some(range),
+        _ => None,
+    };
+    let reading = reading?.ok_or_else(|| ApiError::unknown_file(&sent))?;
     let StoredFile { bytes, .. } = *reading.file();
     let mut response = Response::new(Body::from_stream(download::start(&admitted, reading).await?));
     let mut length = bytes;
