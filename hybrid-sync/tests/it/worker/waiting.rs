@@ -156,6 +156,10 @@ impl JobQueue for Picky {
         self.0.nack(receipts).await
     }
 
+    async fn release(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>> {
+        self.0.release(receipts).await
+    }
+
     async fn depth(&self) -> Result<Depth> {
         self.0.depth().await
     }
