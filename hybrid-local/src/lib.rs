@@ -51,7 +51,7 @@ mod tensors;
 mod text_classifier;
 
 #[cfg(feature = "decoder")]
-pub use decoder::{DecoderLoader, DecoderModel};
+pub use decoder::{AdapterFormat, DecoderLoader, DecoderModel, DecoderTrainer, LoraAdapter, judgments_from_jsonl};
 #[cfg(any(feature = "classifier", feature = "decoder"))]
 pub use device::{Device, DeviceChoice};
 #[cfg(feature = "embedder")]

@@ -3,10 +3,11 @@
 use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
-use hybrid_core::{Digest, Error, InferenceBackend, Manifest, ModelLoader, Result, ServedModel, task::Chat};
+use hybrid_core::{BaseModel, Digest, Error, InferenceBackend, Manifest, ModelLoader, Result, ServedModel, task::Chat};
 
 use super::{
-    ARCHITECTURE,
+    ADAPTER_ARCHITECTURE, ARCHITECTURE,
+    adapter::BaseDigests,
     codec::Codec,
     engine::Engine,
     files::ModelFiles,
@@ -25,7 +26,8 @@ const DEFAULT_CONTEXT: usize = 4_096;
 /// # Behavior
 /// - Reads a folder as Hugging Face's tools leave it (`config.json`, `tokenizer.json`, Safetensors in one file or several), or one GGUF file
 ///   with its own tokenizer (F32, F16, BF16, Q4_0 to Q8_1, Q2_K to Q8_K). As a [`ModelLoader`] it knows the architecture `decoder/1`: a
-///   version whose files are such a folder, or one that holds one GGUF file.
+///   version whose files are such a folder, or one that holds one GGUF file; and `decoder-adapter/1`: an adapter as PEFT has it, with the
+///   base that its plan names by its folder, which has to be the one that it was made for, digest by digest.
 /// - What is malformed, cut or of another shape than the configuration says is [`Corrupt`](hybrid_core::ErrorKind::Corrupt), what is not known
 ///   [`Unsupported`](hybrid_core::ErrorKind::Unsupported), each by its name.
 /// - Of models that see pictures too (Gemma 3) the part that reads text is loaded. Where a model turns its positions in one way up to the
@@ -118,6 +120,19 @@ impl DecoderLoader {
         work.await.map_err(|error| Error::internal(OPERATION, "loading ended early").with_source(error))?
     }
 
+    /// Loads an adapter with the base that it was made for.
+    async fn open_adapter(
+        &self,
+        base: &Path,
+        folder: &Path,
+        model: ServedModel,
+    ) -> Result<Arc<dyn InferenceBackend<Chat>>> {
+        let (at, beside) = (base.to_owned(), folder.to_owned());
+        let checked = tokio::task::spawn_blocking(move || BaseDigests::read(&beside)?.check(&at));
+        checked.await.map_err(|error| Error::internal(OPERATION, "loading ended early").with_source(error))??;
+        self.open_model(base).await?.adapter(folder, model).await
+    }
+
     fn read(&self, path: &Path) -> Result<DecoderModel> {
         let named = |error: Error| error.with("path", path.display());
         let ModelFiles { mut config, weights, tokenizer, templates, defaults } = ModelFiles::open(path)?;
@@ -145,7 +160,19 @@ impl ModelLoader<Chat> for DecoderLoader {
         digest: Digest,
         folder: &Path,
     ) -> Result<Arc<dyn InferenceBackend<Chat>>> {
-        let model = check_manifest(manifest, digest, ARCHITECTURE)?;
-        self.open(folder, model).await.map_err(|error| error.with("manifest", digest))
+        let loaded = if manifest.architecture == ADAPTER_ARCHITECTURE {
+            let model = check_manifest(manifest, digest, ADAPTER_ARCHITECTURE)?;
+            match &manifest.lineage.plan.base {
+                Some(BaseModel::Folder(base)) => self.open_adapter(base, folder, model).await,
+                base => Err(Error::unsupported(
+                    OPERATION,
+                    "the adapter's base is not in a folder of this machine; load it beside its base, or work it into a model",
+                )
+                .with("base", format_args!("{base:?}"))),
+            }
+        } else {
+            self.open(folder, check_manifest(manifest, digest, ARCHITECTURE)?).await
+        };
+        loaded.map_err(|error| error.with("manifest", digest))
     }
 }

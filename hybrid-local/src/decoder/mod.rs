@@ -5,8 +5,6 @@
 //! as the model reads it; `sampling` draws tokens; `constraint` holds them to a form; `answer` tells words, thoughts and calls of tools apart; `codec` is
 //! all of that but the network, `writer` writes one answer with it, `engine` writes many side by side, and `backend` serves them.
 
-// Serving is still to hand adapters to chosen rows.
-#[allow(dead_code)]
 mod adapter;
 mod answer;
 mod backend;
@@ -28,12 +26,15 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod training;
 mod writer;
 
+pub use adapter::{AdapterFormat, LoraAdapter};
 pub use loader::DecoderLoader;
 pub use model::DecoderModel;
 #[cfg(feature = "embedder")]
 pub(crate) use states::States;
+pub use training::{DecoderTrainer, judgments_from_jsonl};
 
 /// What manifests call a version whose files are a decoder's.
 const ARCHITECTURE: &str = "decoder/1";

@@ -113,6 +113,14 @@ pub(super) fn map(request: ChatRequest, now: Timestamp) -> Result<(Prompt, hybri
     Ok((Prompt { conversation, calls, form, thinking, notes }, sampling))
 }
 
+/// Maps a request as [`map`] does, whose last message may be the model's own: what training reads.
+pub(super) fn whole(mut request: ChatRequest, now: Timestamp) -> Result<Conversation> {
+    let own = request.messages.pop_if(|message| message.role == Role::Assistant);
+    let (Prompt { mut conversation, .. }, _) = map(request, now)?;
+    conversation.messages.extend(told(&[], own.as_slice())?);
+    Ok(conversation)
+}
+
 fn refuse(set: bool, field: &'static str, why: &'static str) -> Result<()> {
     if set { Err(unsupported(field, why)) } else { Ok(()) }
 }
@@ -219,6 +227,13 @@ struct Called<'a> {
 }
 
 fn conversation(system: &[SystemPart], messages: &[Message]) -> Result<Vec<Value>> {
+    if messages.last().is_some_and(|message| message.role == Role::Assistant) {
+        return Err(unsupported("messages", "the last message is the model's own, and it cannot go on from there"));
+    }
+    told(system, messages)
+}
+
+fn told(system: &[SystemPart], messages: &[Message]) -> Result<Vec<Value>> {
     let mut said = Vec::new();
     let mut texts = Vec::new();
     for (i, part) in system.iter().enumerate() {
@@ -230,9 +245,6 @@ fn conversation(system: &[SystemPart], messages: &[Message]) -> Result<Vec<Value
     }
     if !texts.is_empty() {
         said.push(Said { role: "system", content: texts.join("\n\n"), ..Said::default() });
-    }
-    if messages.last().is_some_and(|message| message.role == Role::Assistant) {
-        return Err(unsupported("messages", "the last message is the model's own, and it cannot go on from there"));
     }
     // What each call was a call of, for the messages that answer it.
     let mut names = BTreeMap::new();

@@ -86,6 +86,14 @@ impl Tokens {
         Ok(bytes)
     }
 
+    /// The tokens of a text by itself, with those that the tokenizer puts at its beginning and end.
+    pub(super) fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, true);
+        encoding
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|error| Error::internal("tokenize", "the tokenizer failed").with_source(error))
+    }
+
     /// The text of tokens without the special ones; bytes that are no character become U+FFFD.
     pub(super) fn decode(&self, tokens: &[u32]) -> Result<String> {
         let text = self.tokenizer.decode(tokens, true);

@@ -35,6 +35,12 @@ impl<'a> Settings<'a> {
         number.ok_or_else(|| out_of_range(name, value, "a number", &range))
     }
 
+    /// True or false.
+    pub(crate) fn flag(&self, name: &'static str, default: bool) -> Result<bool> {
+        let Some(value) = self.get(name) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| not_of(name, value, "one of", &["true", "false"]))
+    }
+
     /// One of the words `known`, by default the first.
     pub(crate) fn one_of(&self, name: &'static str, known: &[&'static str]) -> Result<&'static str> {
         let Some(value) = self.get(name) else { return Ok(known.first().copied().unwrap_or_default()) };
@@ -108,7 +114,9 @@ mod tests {
         assert_eq!(settings.whole("epochs", 9, 1..=10).unwrap(), 3);
         assert_eq!(settings.whole("other", 9, 1..=10).unwrap(), 9);
         assert_eq!(settings.number("rate", 0.1, 0.0..=1.0).unwrap(), 0.5);
+        assert!(settings.flag("absent", true).unwrap());
         for (name, error) in [
+            ("odd", settings.flag("odd", true).unwrap_err()),
             ("epochs", settings.whole("epochs", 9, 4..=10).unwrap_err()),
             ("many", settings.whole("many", 9, 0..=10).unwrap_err()),
             ("rate", settings.number("rate", 0.1, 0.6..=1.0).unwrap_err()),

@@ -50,19 +50,19 @@ pub(super) struct Attention {
 
 /// One head of one text.
 #[derive(Clone, Copy)]
-struct Unit {
-    start: usize,
-    length: usize,
-    head: usize,
+pub(super) struct Unit {
+    pub(super) start: usize,
+    pub(super) length: usize,
+    pub(super) head: usize,
 }
 
 /// The shape of all units.
 #[derive(Clone, Copy)]
-struct Width {
+pub(super) struct Width {
     /// Columns of the whole tensor.
-    hidden: usize,
+    pub(super) hidden: usize,
     /// Columns of a head.
-    head: usize,
+    pub(super) head: usize,
 }
 
 impl Attention {
@@ -100,7 +100,7 @@ impl Unit {
 
     /// The unit's rows as `[length, padded head]`, times `factor`.
     #[inline(always)]
-    fn across(self, values: &[f32], width: Width, factor: f32) -> Vec<f32> {
+    pub(super) fn across(self, values: &[f32], width: Width, factor: f32) -> Vec<f32> {
         let stride = padded(width.head);
         let mut out = vec![0f32; self.length * stride];
         for (out, row) in out.chunks_exact_mut(stride).zip(self.rows(values, width)) {
@@ -113,7 +113,7 @@ impl Unit {
 
     /// The unit's rows as columns: `[head, padded length]`.
     #[inline(always)]
-    fn down(self, values: &[f32], width: Width) -> Vec<f32> {
+    pub(super) fn down(self, values: &[f32], width: Width) -> Vec<f32> {
         let stride = padded(self.length);
         let mut out = vec![0f32; width.head * stride];
         for (column, row) in self.rows(values, width).enumerate() {

@@ -59,6 +59,16 @@ pub(super) fn turn(x: &Tensor, [cosines, sines]: &[Tensor; 2]) -> Result<Tensor>
     }
 }
 
+pub(super) fn cross_entropy(logits: &Tensor, targets: &[u32], weights: &[f32]) -> Result<Tensor> {
+    let (rows, device) = (logits.dim(0)?, logits.device());
+    let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?;
+    let log_sums = shifted.exp()?.sum(D::Minus1)?.log()?;
+    // By an index of all, as `gather` has a faulty way back.
+    let flat: Vec<u32> = targets.iter().zip(0..).map(|(target, row)| row * logits.dims()[1] as u32 + target).collect();
+    let own = shifted.flatten_all()?.index_select(&Tensor::from_vec(flat, rows, device)?, 0)?;
+    (log_sums - own)? * Tensor::from_slice(weights, rows, device)?
+}
+
 /// Pads the texts to the longest, masks what is padding, and takes the padding out again.
 pub(super) fn attention(
     queries: &Tensor,

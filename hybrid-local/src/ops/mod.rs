@@ -6,7 +6,9 @@
 mod attention;
 #[cfg(feature = "decoder")]
 mod cached;
+mod causal;
 mod composed;
+mod cross_entropy;
 mod fused;
 mod kernels;
 mod optimiser;
@@ -19,6 +21,8 @@ mod simd;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
+
+use self::{causal::Causal, cross_entropy::CrossEntropy};
 
 pub(crate) use attention::Spans;
 #[cfg(feature = "decoder")]
@@ -110,6 +114,29 @@ impl Operators {
         }
     }
 
+    /// For each row of logits `[rows, vocabulary]` minus the logarithm of its target's share, times its weight: `[rows]`.
+    pub(crate) fn cross_entropy(self, logits: &Tensor, targets: Arc<[u32]>, weights: Arc<[f32]>) -> Result<Tensor> {
+        match self {
+            Self::Fused => logits.contiguous()?.apply_op1(CrossEntropy { targets, weights }),
+            Self::Composed => composed::cross_entropy(logits, &targets, &weights),
+        }
+    }
+
+    /// The attention of each row over itself and those before it in its text, of which it sees `window` at most: queries are
+    /// `[rows, heads · size]`, keys and values `[rows, key heads · size]`. `None` where there is no such operator.
+    pub(crate) fn causal_attention(
+        self,
+        [queries, keys, values]: [&Tensor; 3],
+        spans: &Spans,
+        [heads, key_heads]: [usize; 2],
+        scale: f64,
+        window: Option<usize>,
+    ) -> Option<Result<Tensor>> {
+        let causal = Causal { spans: spans.clone(), heads, key_heads, scale: scale as f32, window };
+        (self == Self::Fused)
+            .then(|| queries.contiguous()?.apply_op3(&keys.contiguous()?, &values.contiguous()?, causal))
+    }
+
     /// The attention of each text over itself: queries, keys and values are `[rows, hidden]`, the result too.
     pub(crate) fn attention(
         self,
@@ -194,6 +221,16 @@ mod tests {
             let turns = [angles.cos().unwrap(), angles.sin().unwrap()];
             check(&[var(&mut random, &[400, 3, size])], |operators, inputs| operators.turn(&inputs[0], &turns));
         }
+    }
+
+    #[test]
+    fn the_loss_of_tokens_and_its_gradient_are_those_of_the_tensor_library() {
+        let logits = var(&mut Random::of(5, "operators", [0, 0]), &[37, 600]);
+        let targets: Arc<[u32]> = (0..37).map(|row| row * 16 % 600).collect();
+        let weights: Arc<[f32]> = (0..37).map(|row| [0.0, 0.5, -2.0][row % 3]).collect();
+        check(&[logits], |operators, inputs| {
+            operators.cross_entropy(&inputs[0], Arc::clone(&targets), Arc::clone(&weights))
+        });
     }
 
     #[test]

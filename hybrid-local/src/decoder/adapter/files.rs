@@ -1,9 +1,13 @@
 //! Adapters in folders: what PEFT's and mlx-lm's have in common.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use hybrid_core::{Error, Result};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::{LoraConfig, Matrices, Module, OPERATION, Pair, Place, mlx, peft};
 use crate::{
@@ -50,6 +54,21 @@ pub(super) fn read_config<T: DeserializeOwned>(folder: &Path) -> Result<T> {
 pub(super) fn read_tensors(folder: &Path, name: &str) -> Result<Tensors> {
     let path = folder.join(name);
     tensors::decode(&files::read(&path, MAX_TENSOR_BYTES)?, &path).map(|(tensors, _)| tensors)
+}
+
+pub(super) fn encode_config(config: &Value) -> Result<Vec<u8>> {
+    let text = serde_json::to_vec_pretty(config);
+    text.map_err(|error| Error::internal("write adapter", "the configuration cannot be written").with_source(error))
+}
+
+/// Writes files into an existing folder; gives their paths.
+pub(super) fn write(folder: &Path, contents: &[(&str, Vec<u8>)]) -> Result<Vec<PathBuf>> {
+    let write = |(name, bytes): &(&str, Vec<u8>)| {
+        let path = folder.join(name);
+        files::write(&path, bytes)?;
+        Ok(path)
+    };
+    contents.iter().map(write).collect()
 }
 
 /// Which matrix of a pair a tensor is.

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use hybrid_core::{Error, Result};
 use serde::Deserialize;
+use serde_json::json;
 
 use super::{
-    LoraConfig, Matrices, OPERATION, Place,
+    LoraConfig, Matrices, OPERATION, Pair, Place,
     files::{self, Side},
 };
+use crate::tensors::{self, Tensors};
 
 pub(super) const TENSORS: &str = "adapters.safetensors";
 const PREFIX: &str = "model.";
@@ -53,4 +55,26 @@ pub(super) fn open(folder: &Path) -> Result<Matrices> {
     // Their scale is the factor itself.
     let config = LoraConfig { rank, alpha: scale * rank as f64, rank_stabilized: false, dropout, modules };
     Ok(Matrices { config: files::check(config)?, pairs })
+}
+
+/// The files that mlx-lm reads, by name, for a model of `layers` layers.
+pub(super) fn files(matrices: &Matrices, layers: usize) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let LoraConfig { rank, dropout, modules, .. } = &matrices.config;
+    let keys: Vec<_> = modules.iter().map(|module| module.path()).collect();
+    let config = json!({
+        "fine_tune_type": "lora",
+        // Counted from the last.
+        "num_layers": layers,
+        "lora_parameters": {"rank": rank, "scale": matrices.config.scale(), "dropout": dropout, "keys": keys},
+    });
+    let mut tensors = Tensors::new();
+    for (place, Pair { a, b }) in &matrices.pairs {
+        for (name, matrix) in [("lora_a", a), ("lora_b", b)] {
+            let turned =
+                matrix.transposed().ok_or_else(|| Error::internal("write adapter", "a matrix is no matrix"))?;
+            tensors.insert(format!("{PREFIX}{place}.{name}"), turned);
+        }
+    }
+    let tensors = tensors::encode(&tensors, Some(("format", "mlx".to_owned())))?;
+    Ok(vec![(files::CONFIG, files::encode_config(&config)?), (TENSORS, tensors)])
 }

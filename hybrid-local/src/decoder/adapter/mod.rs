@@ -3,18 +3,32 @@
 //! A layer `W` with the pair `A`, `B` gives `x Wᵀ + s (x Aᵀ) Bᵀ`. [`Matrices`] are an adapter on the host, as files have it; [`Adapter`] is one
 //! on a device, worn by chosen rows of a pass, in serving as in training.
 
+mod base;
 mod config;
+mod export;
 mod files;
+mod gguf;
+mod merge;
 mod mlx;
 mod peft;
 
-use std::{collections::BTreeMap, fmt, ops::Range, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{Device, Result as TensorResult, Tensor};
 use hybrid_core::{Error, Result};
 
-pub(super) use self::config::LoraConfig;
-use super::{config::DecoderConfig, network::dense_product};
+pub use self::export::{AdapterFormat, LoraAdapter};
+pub(super) use self::{
+    base::BaseDigests,
+    config::LoraConfig,
+    merge::{BESIDE, merge, replace},
+};
+use super::{config::DecoderConfig, network::low_rank};
 use crate::{device::tensor_error, random::Random, tensors::Array};
 
 const OPERATION: &str = "open adapter";
@@ -111,6 +125,50 @@ impl Matrices {
         files::open(folder)
     }
 
+    /// Writes the adapter into an existing folder as PEFT reads it, of the base that is called so, and checks what was written.
+    pub(super) fn write_peft(&self, folder: &Path, base: Option<&str>) -> Result<Vec<PathBuf>> {
+        let paths = files::write(folder, &peft::files(self, base)?)?;
+        self.check_same(&peft::open(folder)?)?;
+        Ok(paths)
+    }
+
+    /// The same as mlx-lm reads it, for a model of `layers` layers.
+    pub(super) fn write_mlx(&self, folder: &Path, layers: usize) -> Result<Vec<PathBuf>> {
+        let paths = files::write(folder, &mlx::files(self, layers)?)?;
+        self.check_same(&mlx::open(folder)?)?;
+        Ok(paths)
+    }
+
+    /// How many numbers the matrices have.
+    pub(super) fn numbers(&self) -> u64 {
+        self.pairs
+            .values()
+            .flat_map(|Pair { a, b }| [a, b])
+            .map(|array| array.shape.iter().product::<usize>() as u64)
+            .sum()
+    }
+
+    /// Checks that what was read back is the same: the same matrices bit for bit, and the same scale but for rounding.
+    ///
+    /// # Errors
+    /// `Internal` that names the place.
+    fn check_same(&self, other: &Self) -> Result<()> {
+        let differs = |what: &dyn fmt::Display| {
+            Err(Error::internal("write adapter", "what was written reads otherwise than it was").with("at", what))
+        };
+        let (ours, theirs) = (self.config.scale(), other.config.scale());
+        if (ours - theirs).abs() > 1e-6 * ours.abs() {
+            return differs(&format_args!("scale {ours}, read {theirs}"));
+        }
+        if !self.pairs.keys().eq(other.pairs.keys()) {
+            return differs(&"the layers");
+        }
+        match self.pairs.iter().find(|(place, pair)| other.pairs.get(place) != Some(pair)) {
+            Some((place, _)) => differs(place),
+            None => Ok(()),
+        }
+    }
+
     /// Checks that they can be hung on a model.
     ///
     /// # Errors
@@ -169,6 +227,12 @@ impl Adapter {
         Self { pairs, scale }
     }
 
+    /// The same, without a way back to its tensors.
+    pub(super) fn detached(&self) -> Self {
+        let pairs = self.pairs.iter().map(|(place, pair)| (*place, pair.each_ref().map(Tensor::detach)));
+        Self { pairs: pairs.collect(), scale: self.scale }
+    }
+
     /// What it takes in memory, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.pairs.values().flatten().map(|tensor| 4 * tensor.elem_count() as u64).sum()
@@ -220,12 +284,13 @@ impl Worn<'_> {
         Tensor::cat(&pieces, 0)
     }
 
-    fn beside(&self, [a, b]: &[Tensor; 2], place: Place, x: &Tensor, whole: &Tensor) -> TensorResult<Tensor> {
-        let x = match &self.dropout {
-            Some(dropout) => (x * dropout.mask(place, x)?)?,
-            None => x.clone(),
-        };
-        whole + (dense_product(&dense_product(&x, a)?, b)? * self.adapter.scale)?
+    fn beside(&self, pair: &[Tensor; 2], place: Place, x: &Tensor, whole: &Tensor) -> TensorResult<Tensor> {
+        let scale = self.adapter.scale;
+        whole
+            + match &self.dropout {
+                Some(dropout) => low_rank(&(x * dropout.mask(place, x)?)?, pair, scale)?,
+                None => low_rank(x, pair, scale)?,
+            }
     }
 }
 

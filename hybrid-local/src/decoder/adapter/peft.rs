@@ -1,15 +1,19 @@
 //! Adapters as PEFT (Hugging Face) has them: `adapter_config.json` and `adapter_model.safetensors`.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use hybrid_core::{Error, Result};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
-    LoraConfig, Matrices, OPERATION, Place,
+    LoraConfig, Matrices, OPERATION, Pair, Place,
     files::{self, Side},
 };
+use crate::tensors::{self, Tensors};
 
 pub(super) const TENSORS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.model.";
@@ -31,7 +35,7 @@ struct Read {
 }
 
 /// Keys that have to be absent, null, false or empty, because the matrices alone are not the adapter then.
-const REFUSED: [&str; 12] = [
+const REFUSED: [&str; 15] = [
     "use_dora",
     "lora_bias",
     "rank_pattern",
@@ -44,6 +48,9 @@ const REFUSED: [&str; 12] = [
     "use_qalora",
     "use_bdlora",
     "monteclora_config",
+    "kasa_config",
+    "velora_config",
+    "arrow_config",
 ];
 
 pub(super) fn open(folder: &Path) -> Result<Matrices> {
@@ -85,6 +92,38 @@ pub(super) fn open(folder: &Path) -> Result<Matrices> {
         modules: files::modules(&pairs),
     };
     Ok(Matrices { config: files::check(config)?, pairs })
+}
+
+/// The files that PEFT reads, by name.
+pub(super) fn files(matrices: &Matrices, base: Option<&str>) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let LoraConfig { rank, alpha, rank_stabilized, dropout, modules } = &matrices.config;
+    let modules: Vec<_> = modules.iter().map(|module| module.name()).collect();
+    let layers: BTreeSet<_> = matrices.pairs.keys().map(|place| place.layer).collect();
+    let from_first = layers.iter().copied().eq(0..layers.len());
+    let config = json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": true,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "use_rslora": rank_stabilized,
+        "target_modules": modules,
+        "layers_to_transform": (!from_first).then_some(layers),
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "init_lora_weights": true,
+        "modules_to_save": null,
+    });
+    let mut tensors = Tensors::new();
+    for (place, Pair { a, b }) in &matrices.pairs {
+        tensors.insert(format!("{PREFIX}{place}.lora_A.weight"), a.clone());
+        tensors.insert(format!("{PREFIX}{place}.lora_B.weight"), b.clone());
+    }
+    // The tools read the framework's name from here.
+    let tensors = tensors::encode(&tensors, Some(("format", "pt".to_owned())))?;
+    Ok(vec![(files::CONFIG, files::encode_config(&config)?), (TENSORS, tensors)])
 }
 
 fn says_something(value: &Value) -> bool {

@@ -4,7 +4,7 @@ use crate::decoder::config::{DecoderConfig, Family};
 
 /// How many rows each of the parts has.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fused {
+pub(crate) struct Fused {
     queries: usize,
     keys: usize,
     wide: usize,
@@ -24,7 +24,7 @@ pub(super) struct Place {
 
 impl Fused {
     /// The parts of a model's files, if they have any.
-    pub(super) fn of(config: &DecoderConfig) -> Option<Self> {
+    pub(crate) fn of(config: &DecoderConfig) -> Option<Self> {
         let sizes = Self { queries: config.query_size(), keys: config.key_value_size(), wide: config.intermediate };
         (config.family == Family::Phi3).then_some(sizes)
     }

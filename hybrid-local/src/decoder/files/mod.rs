@@ -21,6 +21,7 @@ use half::{bf16, f16};
 use hybrid_core::{Error, Result};
 use tokenizers::Tokenizer;
 
+pub(crate) use self::{fused::Fused, safetensors::Safetensors};
 use super::{config::DecoderConfig, defaults::Defaults, template::Sources};
 use crate::{
     device::tensor_error,

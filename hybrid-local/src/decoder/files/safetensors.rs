@@ -34,7 +34,7 @@ const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// The tensors of a folder.
 #[derive(Debug)]
-pub(super) struct Safetensors {
+pub(crate) struct Safetensors {
     shards: Vec<Shard>,
     /// The shard of each tensor.
     places: BTreeMap<String, usize>,
@@ -60,7 +60,7 @@ impl Safetensors {
     ///
     /// # Errors
     /// `NotFound` that says what is there instead; `Corrupt` that names the file.
-    pub(super) fn open(folder: &Path, fused: Option<Fused>) -> Result<Self> {
+    pub(crate) fn open(folder: &Path, fused: Option<Fused>) -> Result<Self> {
         let index = folder.join(INDEX);
         if folder.join(WHOLE).is_file() {
             let shard = Shard::open(folder.join(WHOLE))?;
@@ -105,6 +105,11 @@ impl Safetensors {
     /// Where the rows of `name` are in a larger matrix.
     fn place(&self, name: &str) -> Option<Place> {
         self.fused?.place(name)
+    }
+
+    /// The files, with their sizes in bytes.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&Path, u64)> {
+        self.shards.iter().map(|shard| (shard.path.as_path(), shard.size))
     }
 }
 

@@ -8,7 +8,6 @@ mod cache;
 mod linear;
 mod positions;
 mod product;
-#[cfg_attr(not(test), allow(dead_code))]
 mod sequences;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,8 +31,7 @@ use crate::{
 };
 
 pub(super) use cache::Cache;
-pub(super) use product::dense as dense_product;
-#[cfg_attr(not(test), allow(unused_imports))]
+pub(super) use product::low_rank;
 pub(super) use sequences::Sequences;
 
 /// A decoder with its weights in memory.
@@ -76,6 +74,8 @@ struct Adaptable {
 #[derive(Debug)]
 struct Norm {
     scale: Tensor,
+    /// What is added to the scale.
+    offset: f64,
     epsilon: f64,
 }
 
@@ -102,7 +102,6 @@ enum Seen<'a> {
     /// What is in their sequence's cache, and those before them.
     Cached { parts: &'a [Part<'a>], masks: Vec<Masks> },
     /// Those before them in their sequence.
-    #[cfg_attr(not(test), allow(dead_code))]
     Whole(&'a Sequences),
 }
 
@@ -132,11 +131,12 @@ impl Network {
         let (hidden, size) = (config.hidden, config.head_size);
         let vector = |name: &str, length: usize| weights.take(name, &[length], device)?.dense(device);
         let norm = |name: String, length: usize| {
-            let mut scale = vector(&format!("{name}.weight"), length)?;
-            if config.norm_offset != 0.0 {
-                scale = (scale + f64::from(config.norm_offset)).map_err(tensor_error("read tensors"))?;
+            let (mut scale, mut offset) = (vector(&format!("{name}.weight"), length)?, f64::from(config.norm_offset));
+            // A scale that is trained gets its offset in each pass.
+            if offset != 0.0 && !scale.is_variable() {
+                (scale, offset) = ((scale + offset).map_err(tensor_error("read tensors"))?, 0.0);
             }
-            Ok(Norm { scale, epsilon: config.norm_epsilon })
+            Ok(Norm { scale, offset, epsilon: config.norm_epsilon })
         };
         let linear = |name: String, output: usize, input: usize, biased: bool| {
             let bias = biased.then(|| vector(&format!("{name}.bias"), output)).transpose()?;
@@ -192,6 +192,11 @@ impl Network {
     /// Whether it computes on an accelerator.
     pub(super) fn is_accelerated(&self) -> bool {
         !self.device.is_cpu()
+    }
+
+    /// Where it computes.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// An empty cache for a sequence of at most `limit` tokens.
@@ -391,7 +396,11 @@ fn attend_cached(
 
 impl Norm {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        Operators::of(x.device()).rms_norm(x, &self.scale, self.epsilon)
+        let operators = Operators::of(x.device());
+        if self.offset == 0.0 {
+            return operators.rms_norm(x, &self.scale, self.epsilon);
+        }
+        operators.rms_norm(x, &(&self.scale + self.offset)?, self.epsilon)
     }
 }
 

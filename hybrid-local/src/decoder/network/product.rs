@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, Layout, MetalStorage, Result, Shape, Tensor,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape, Tensor,
     backend::BackendStorage, quantized::QTensor,
 };
 
 /// `[rows, in]` and `[out, in]` give `[rows, out]`.
-pub(in crate::decoder) fn dense(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+pub(super) fn dense(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let wanted = [x, weight].map(Tensor::track_op);
     x.contiguous()?.apply_op2(&weight.contiguous()?, Dense { wanted })
 }
@@ -22,6 +22,12 @@ pub(super) fn quantized(x: &Tensor, weight: &Arc<QTensor>) -> Result<Tensor> {
         return x.contiguous()?.apply_op1(Quantized(Arc::clone(weight)));
     }
     dense(x, &weight.dequantize(x.device())?)
+}
+
+/// `scale (x Aᵀ) Bᵀ`: `[rows, in]`, `[rank, in]` and `[out, rank]` give `[rows, out]`.
+pub(in crate::decoder) fn low_rank(x: &Tensor, [a, b]: &[Tensor; 2], scale: f64) -> Result<Tensor> {
+    let wanted = [x, a, b].map(Tensor::track_op);
+    x.contiguous()?.apply_op3(&a.contiguous()?, &b.contiguous()?, LowRank { scale, wanted })
 }
 
 struct Dense {
@@ -69,6 +75,77 @@ impl CustomOp2 for Dense {
         ))
     }
 }
+
+struct LowRank {
+    scale: f64,
+    wanted: [bool; 3],
+}
+
+impl LowRank {
+    fn forward<S: BackendStorage>(&self, inputs: [&S; 3], layouts: [&Layout; 3]) -> Result<(S, Shape)> {
+        let (narrow, shape) = Dense::forward(inputs[0], layouts[0], inputs[1], layouts[1])?;
+        let narrow = narrow.affine(&Layout::contiguous(&shape), self.scale, 0.0)?;
+        Dense::forward(&narrow, &Layout::contiguous(&shape), inputs[2], layouts[2])
+    }
+}
+
+impl CustomOp3 for LowRank {
+    fn name(&self) -> &'static str {
+        "low-rank product"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        of_x: &Layout,
+        a: &CpuStorage,
+        of_a: &Layout,
+        b: &CpuStorage,
+        of_b: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward([x, a, b], [of_x, of_a, of_b])
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        of_x: &Layout,
+        a: &CudaStorage,
+        of_a: &Layout,
+        b: &CudaStorage,
+        of_b: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.forward([x, a, b], [of_x, of_a, of_b])
+    }
+
+    fn metal_fwd(
+        &self,
+        x: &MetalStorage,
+        of_x: &Layout,
+        a: &MetalStorage,
+        of_a: &Layout,
+        b: &MetalStorage,
+        of_b: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        self.forward([x, a, b], [of_x, of_a, of_b])
+    }
+
+    fn bwd(&self, x: &Tensor, a: &Tensor, b: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Gradients> {
+        let [x, a, b] = [x, a, b].map(Tensor::detach);
+        let gradient = gradient.contiguous()?;
+        let of_narrow = (gradient.matmul(&b)? * self.scale)?;
+        let [of_x, of_a, of_b] = self.wanted;
+        let narrow = || x.matmul(&a.t()?)? * self.scale;
+        Ok((
+            of_x.then(|| of_narrow.matmul(&a)).transpose()?,
+            of_a.then(|| of_narrow.t()?.matmul(&x)).transpose()?,
+            of_b.then(|| gradient.t()?.matmul(&narrow()?)).transpose()?,
+        ))
+    }
+}
+
+/// Of the three inputs.
+type Gradients = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
 
 struct Quantized(Arc<QTensor>);
 

@@ -11,13 +11,17 @@ use super::{
     Network, Pass, Seen,
     attention::{Sight, Weighing, attention},
 };
-use crate::decoder::adapter::Worn;
+use crate::{
+    decoder::adapter::Worn,
+    ops::{Operators, Spans},
+};
 
 /// Sequences that lie one after another in the rows, none of which sees another.
 #[derive(Debug)]
 pub(in crate::decoder) struct Sequences {
     tokens: Vec<u32>,
     lengths: Vec<usize>,
+    spans: Spans,
     /// By length and window; `None` where a token sees all.
     masks: BTreeMap<(usize, Option<usize>), Option<Tensor>>,
 }
@@ -39,7 +43,7 @@ impl Sequences {
                 }
             }
         }
-        Ok(Self { tokens, lengths, masks })
+        Ok(Self { tokens, spans: Spans::of(lengths.iter().copied()), lengths, masks })
     }
 
     pub(in crate::decoder) fn tokens(&self) -> &[u32] {
@@ -62,6 +66,17 @@ impl Sequences {
         [queries, keys, values]: [&Tensor; 3],
         weighing: Weighing,
     ) -> Result<Tensor> {
+        let (rows, heads, size) = queries.dims3()?;
+        let key_heads = keys.dim(1)?;
+        let flat = |all: &Tensor| all.reshape((rows, all.dim(1)? * size));
+        if weighing.cap.is_none() {
+            let inputs = [&flat(queries)?, &flat(keys)?, &flat(values)?];
+            let operators = Operators::of(queries.device());
+            let fused = operators.causal_attention(inputs, &self.spans, [heads, key_heads], weighing.scale, window);
+            if let Some(attended) = fused {
+                return attended;
+            }
+        }
         let mut attended = Vec::with_capacity(self.lengths.len());
         for rows in self.rows() {
             let own = |all: &Tensor| all.narrow(0, rows.start, rows.len());

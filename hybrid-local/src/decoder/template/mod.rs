@@ -93,6 +93,18 @@ impl Templates {
     /// # Errors
     /// `InvalidInput` with the template's own words if it refuses the conversation; `Unsupported` if it fails.
     pub(super) fn fill(&self, conversation: Conversation) -> Result<String> {
+        self.render(conversation, true)
+    }
+
+    /// A conversation that is over, as the model reads it.
+    ///
+    /// # Errors
+    /// As of [`fill`](Self::fill).
+    pub(super) fn fill_whole(&self, conversation: Conversation) -> Result<String> {
+        self.render(conversation, false)
+    }
+
+    fn render(&self, conversation: Conversation, goes_on: bool) -> Result<String> {
         let Conversation { messages, tools, thinking, now } = conversation;
         let has_tools = !tools.is_empty();
         let template = self.environment.get_template(if has_tools { TOOL_USE } else { DEFAULT });
@@ -103,7 +115,7 @@ impl Templates {
             self.tokens.iter().map(|(name, text)| (name.clone(), Value::from(text.as_str()))).collect();
         values.insert("messages".to_owned(), Value::from(messages));
         values.insert("tools".to_owned(), tools);
-        values.insert("add_generation_prompt".to_owned(), Value::from(true));
+        values.insert("add_generation_prompt".to_owned(), Value::from(goes_on));
         values.insert("strftime_now".to_owned(), strftime_now);
         if let Some(thinking) = thinking {
             values.insert("enable_thinking".to_owned(), Value::from(thinking));

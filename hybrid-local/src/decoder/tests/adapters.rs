@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     decoder::{
-        adapter::{Adapter, LoraConfig, Matrices, Module, Pair, Place, Worn},
+        adapter::{Adapter, AdapterFormat, LoraAdapter, LoraConfig, Matrices, Module, Pair, Place, Worn},
         config::DecoderConfig,
         network::Sequences,
     },
@@ -80,5 +80,170 @@ fn the_pass_without_a_cache_reads_as_the_one_with_it() {
         for (row, (ours, theirs)) in logits.iter().zip(&expected).enumerate() {
             assert_near(ours, theirs, 1e-4, &format!("{name}, row {row}"));
         }
+    }
+}
+
+/// The logits of a model with an adapter, or of one into which it has been worked.
+fn logits_of(path: &Path, adapter: Option<&Matrices>) -> Vec<Vec<f32>> {
+    let files = ModelFiles::open(path).unwrap();
+    let network = network(&files);
+    let adapter = adapter.map(|matrices| Adapter::on(matrices, Device::cpu().tensors()).unwrap());
+    alone(&network, &(3..43).collect::<Vec<_>>(), adapter.as_ref())
+}
+
+fn assert_all_near(ours: &[Vec<f32>], theirs: &[Vec<f32>], tolerance: f32, what: &str) {
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    for (row, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
+        assert_near(ours, theirs, tolerance, &format!("{what}, row {row}"));
+    }
+}
+
+#[test]
+fn an_adapter_reads_the_same_from_every_format() {
+    for name in ["llama", "mistral", "qwen2", "qwen3"] {
+        let base = fixture(name);
+        let config = ModelFiles::open(&base).unwrap().config;
+        let mut original = matrices(&config, 4);
+        (original.config.rank_stabilized, original.config.alpha) = (true, 2.0);
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("ours")).unwrap();
+        original.write_peft(&at("ours"), None).unwrap();
+        let adapter = LoraAdapter::open(&at("ours")).unwrap();
+        assert_eq!((adapter.rank(), adapter.scale()), (3, 2.0 / 3f64.sqrt()));
+        let expected = logits_of(&base, Some(&original));
+        for (format, folder) in [(AdapterFormat::Peft, "peft"), (AdapterFormat::Mlx, "mlx")] {
+            adapter.export(&base, format, &at(folder)).unwrap();
+            let read = Matrices::open(&at(folder)).unwrap();
+            assert_eq!(read.pairs, original.pairs);
+            assert_all_near(&logits_of(&base, Some(&read)), &expected, 1e-5, &format!("{name} {format:?}"));
+        }
+        assert_eq!(adapter.export(&base, AdapterFormat::Gguf, &at("gguf")).unwrap(), [at("gguf").join("adapter.gguf")]);
+        adapter.export(&base, AdapterFormat::Merged, &at("merged")).unwrap();
+        // The base's numbers are halves, and so are those of the model that was made of it.
+        assert_all_near(&logits_of(&at("merged"), None), &expected, 0.03, &format!("{name} merged"));
+    }
+}
+
+#[test]
+fn an_adapter_of_another_model_or_with_more_than_matrices_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (llama, qwen3) = (fixture("llama"), fixture("qwen3"));
+    let config = ModelFiles::open(&llama).unwrap().config;
+    let original = matrices(&config, 4);
+    fs::create_dir(at("good")).unwrap();
+    original.write_peft(&at("good"), None).unwrap();
+    let adapter = LoraAdapter::open(&at("good")).unwrap();
+    let error = adapter.export(&qwen3, AdapterFormat::Peft, &at("other")).unwrap_err();
+    assert_eq!(
+        (error.kind(), error.context("place")),
+        (ErrorKind::InvalidInput, Some("layers.0.self_attn.q_proj")),
+        "{error}"
+    );
+    let few = DecoderConfig { windows: vec![None], ..config };
+    assert_eq!(original.check(&few).unwrap_err().context("layers"), Some("1"));
+
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(at("good").join("adapter_config.json")).unwrap()).unwrap();
+    let tensors = fs::read(at("good").join("adapter_model.safetensors")).unwrap();
+    let write = |config: &serde_json::Value, tensors: &[u8]| {
+        fs::create_dir_all(at("bad")).unwrap();
+        fs::write(at("bad").join("adapter_config.json"), config.to_string()).unwrap();
+        fs::write(at("bad").join("adapter_model.safetensors"), tensors).unwrap();
+        LoraAdapter::open(&at("bad"))
+    };
+    assert_eq!(write(&config, &tensors).unwrap(), adapter);
+    for (key, value) in [
+        ("use_dora", serde_json::json!(true)),
+        ("peft_type", "IA3".into()),
+        ("bias", "all".into()),
+        ("modules_to_save", serde_json::json!(["lm_head"])),
+        ("rank_pattern", serde_json::json!({"q_proj": 9})),
+        ("init_lora_weights", "pissa".into()),
+    ] {
+        let mut changed = config.clone();
+        changed[key] = value;
+        let error = write(&changed, &tensors).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{key}: {error}");
+    }
+    for (key, value) in [("r", 5.into()), ("lora_alpha", serde_json::json!(-1)), ("r", 0.into())] {
+        let mut changed = config.clone();
+        changed[key] = value;
+        assert_eq!(write(&changed, &tensors).unwrap_err().kind(), ErrorKind::Corrupt, "{key}");
+    }
+    for end in [0, 7, 100, tensors.len() / 2, tensors.len() - 1] {
+        assert_eq!(write(&config, &tensors[..end]).unwrap_err().kind(), ErrorKind::Corrupt, "cut at {end}");
+    }
+    // A vocabulary of its own, a layer that is not known, and one matrix alone.
+    let read = crate::tensors::decode(&tensors, Path::new("x")).unwrap().0;
+    for (name, kind) in [
+        ("base_model.model.lm_head.weight", ErrorKind::Unsupported),
+        ("base_model.model.model.layers.0.self_attn.qkv_proj.lora_A.weight", ErrorKind::Unsupported),
+        ("base_model.model.model.layers.9.mlp.up_proj.lora_A.weight", ErrorKind::Corrupt),
+    ] {
+        let mut more = read.clone();
+        more.insert(name.to_owned(), Array::f32([3, 64], vec![0.0; 192]));
+        let error = write(&config, &crate::tensors::encode(&more, None).unwrap()).unwrap_err();
+        assert_eq!(error.kind(), kind, "{name}: {error}");
+    }
+    fs::remove_file(at("bad").join("adapter_model.safetensors")).unwrap();
+    assert_eq!(LoraAdapter::open(&at("bad")).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// Runs where `HYBRID_TRANSFORMERS` names the Python of an environment that has what `tests/fixtures/peft_logits.py` asks for.
+#[test]
+fn the_reference_implementation_reads_our_adapters_and_merged_models_the_same() {
+    let Some(python) = std::env::var_os("HYBRID_TRANSFORMERS") else {
+        eprintln!(
+            "skipped: HYBRID_TRANSFORMERS is not set to the Python of an environment with torch, transformers and peft"
+        );
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for name in ["llama", "qwen3"] {
+        let base = fixture(name);
+        let original = matrices(&ModelFiles::open(&base).unwrap().config, 4);
+        fs::create_dir_all(at(name)).unwrap();
+        original.write_peft(&at(name), None).unwrap();
+        let merged = at(&format!("{name}-merged"));
+        LoraAdapter::open(&at(name)).unwrap().export(&base, AdapterFormat::Merged, &merged).unwrap();
+        let tokens = format!("{:?}", (3..43).collect::<Vec<u32>>());
+        let reference = |model: &Path, adapter: &str| -> Vec<Vec<f32>> {
+            let script = Path::new(FIXTURES).with_file_name("peft_logits.py");
+            let output = Command::new(&python).arg(script).arg(model).args([adapter, &tokens]).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            serde_json::from_slice(&output.stdout).unwrap()
+        };
+        let theirs = reference(&base, &at(name).display().to_string());
+        assert_all_near(&logits_of(&base, Some(&original)), &theirs, 1e-3, &format!("{name}, adapter"));
+        assert_all_near(&logits_of(&merged, None), &reference(&merged, "-"), 1e-3, &format!("{name}, merged"));
+    }
+}
+
+/// Runs where `HYBRID_LLAMA_CPP` names the Python of an environment that has what `tests/fixtures/llama_logits.py` asks for.
+#[test]
+fn llama_cpp_hangs_our_adapters_on_its_models() {
+    let Some(python) = std::env::var_os("HYBRID_LLAMA_CPP") else {
+        eprintln!("skipped: HYBRID_LLAMA_CPP is not set to the Python of an environment with llama-cpp-python");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    for name in ["llama", "mistral", "qwen2", "qwen3"] {
+        let source = gguf::Source::fixture(name);
+        source.write(&path, candle_core::quantized::GgmlDType::F32, |_| {});
+        let original = matrices(&source.config, 4);
+        let peft = folder.path().join("peft");
+        fs::create_dir_all(&peft).unwrap();
+        original.write_peft(&peft, None).unwrap();
+        let files = LoraAdapter::open(&peft).unwrap().export(&path, AdapterFormat::Gguf, folder.path()).unwrap();
+        let tokens: Vec<u32> = (3..43).collect();
+        let question = serde_json::json!({"path": path, "tokens": tokens, "texts": [], "adapter": files[0]});
+        let script = Path::new(FIXTURES).with_file_name("llama_logits.py");
+        let theirs = gguf::ask_llama_cpp(&python, &script, &question);
+        let theirs: Vec<Vec<f32>> = serde_json::from_value(theirs["logits"].clone()).unwrap();
+        assert_all_near(&logits_of(&path, Some(&original)), &theirs, 2e-3, name);
     }
 }

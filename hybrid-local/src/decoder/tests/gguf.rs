@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs::File,
     io::{BufWriter, Write},
     path::Path,
@@ -360,6 +361,21 @@ fn blocks_give_nearly_what_their_numbers_give_in_single_precision() {
     }
 }
 
+/// What llama.cpp answers a question that the script reads.
+pub(super) fn ask_llama_cpp(python: &OsStr, script: &Path, question: &serde_json::Value) -> serde_json::Value {
+    let mut child = Command::new(python)
+        .arg(script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(question.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 /// Runs where `HYBRID_LLAMA_CPP` names the Python of an environment that has what `tests/fixtures/llama_logits.py` asks for.
 #[test]
 fn llama_cpp_reads_the_same_of_a_file() {
@@ -386,18 +402,8 @@ fn llama_cpp_reads_the_same_of_a_file() {
             let tokens: Vec<u32> = (3..43).collect();
             let ours = logits(&network(&files), &tokens);
             let script = Path::new(FIXTURES).with_file_name("llama_logits.py");
-            let mut child = Command::new(&python)
-                .arg(script)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap();
             let question = json!({"path": path, "tokens": tokens, "texts": TEXTS});
-            child.stdin.take().unwrap().write_all(question.to_string().as_bytes()).unwrap();
-            let output = child.wait_with_output().unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            let answer = ask_llama_cpp(&python, &script, &question);
             let theirs: Vec<Vec<f32>> = serde_json::from_value(answer["logits"].clone()).unwrap();
             let off = distance(&ours, &theirs);
             let name = source.tokenizer;

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod refusals;
+mod training;
 
 use std::{
     path::{Path, PathBuf},

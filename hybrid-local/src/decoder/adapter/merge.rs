@@ -1,0 +1,228 @@
+//! Models whose weights are changed: a folder in Hugging Face layout beside the one that it was made of.
+//!
+//! Files of weights keep their headers: each is copied, and changed tensors are written over the old in the precision that they had. So no
+//! more than one tensor is in memory.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use candle_core::{Device, Tensor};
+use half::{bf16, f16};
+use hybrid_core::{Error, Result};
+use safetensors::{Dtype, tensor::Metadata};
+
+use super::{Matrices, Pair};
+use crate::{
+    decoder::{
+        config::DecoderConfig,
+        files::{Safetensors, Weights},
+    },
+    device::tensor_error,
+    files::io_error,
+    tensors::{Tensors, take_f32},
+};
+
+const OPERATION: &str = "write model";
+/// What lies beside the weights of a model, as far as there is such a file.
+pub(in crate::decoder) const BESIDE: [&str; 11] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "model.safetensors.index.json",
+];
+
+/// Writes the model in `base` with the adapter worked into its weights to the empty folder `to`; gives the paths of the files.
+///
+/// # Errors
+/// `Unsupported` if the base is no folder of Safetensors, or has layers of the adapter under other names.
+pub(in crate::decoder) fn merge(
+    matrices: &Matrices,
+    config: &DecoderConfig,
+    base: &Path,
+    to: &Path,
+) -> Result<Vec<PathBuf>> {
+    matrices.check(config)?;
+    let names: BTreeMap<String, &Pair> =
+        matrices.pairs.iter().map(|(place, pair)| (format!("model.{place}.weight"), pair)).collect();
+    let shapes = names.iter().map(|(name, Pair { a, b })| (name.clone(), vec![b.shape[0], a.shape[1]])).collect();
+    rewrite(base, to, &shapes, |name, mut values| {
+        let Pair { a, b } = names[name];
+        let product = || {
+            let tensor = |values: &[f32], shape: &[usize]| Tensor::from_slice(values, shape, &Device::Cpu);
+            let product = tensor(b.floats().unwrap_or_default(), &b.shape)?
+                .matmul(&tensor(a.floats().unwrap_or_default(), &a.shape)?)?;
+            (product * matrices.config.scale())?.flatten_all()?.to_vec1::<f32>()
+        };
+        let product = product().map_err(tensor_error(OPERATION))?;
+        values.iter_mut().zip(product).for_each(|(value, change)| *value += change);
+        Ok(values)
+    })
+}
+
+/// Writes the model in `base` with other values of the tensors named to the empty folder `to`; gives the paths of the files.
+///
+/// # Errors
+/// As of [`merge`].
+pub(in crate::decoder) fn replace(base: &Path, to: &Path, values: Tensors) -> Result<Vec<PathBuf>> {
+    let shapes = values.iter().map(|(name, array)| (name.clone(), array.shape.clone())).collect();
+    let values = std::cell::RefCell::new(values);
+    rewrite(base, to, &shapes, |name, old| {
+        let mut values = values.borrow_mut();
+        let shape = values.get(name).map(|array| array.shape.clone()).unwrap_or_default();
+        let new = take_f32(&mut values, name, &shape)?;
+        if new.len() == old.len() {
+            return Ok(new);
+        }
+        Err(Error::internal(OPERATION, "a tensor has another size than it had").with("tensor", name))
+    })
+}
+
+/// One file of weights that is written anew.
+struct Shard {
+    path: PathBuf,
+    header: Metadata,
+    start: u64,
+}
+
+fn rewrite(
+    base: &Path,
+    to: &Path,
+    shapes: &BTreeMap<String, Vec<usize>>,
+    change: impl Fn(&str, Vec<f32>) -> Result<Vec<f32>>,
+) -> Result<Vec<PathBuf>> {
+    if !base.is_dir() {
+        return Err(Error::unsupported(
+            OPERATION,
+            "the base is no folder of Safetensors, so an adapter is not worked into it; hand it out beside the base",
+        )
+        .with("base", base.display()));
+    }
+    let read = Safetensors::open(base, None)?;
+    let mut paths = Vec::new();
+    for name in BESIDE.into_iter().filter(|name| base.join(name).is_file()) {
+        paths.push(copy(&base.join(name), to)?);
+    }
+    let mut changed = BTreeMap::new();
+    for (path, _) in read.files() {
+        let copied = copy(path, to)?;
+        let shard = Shard::open(copied.clone())?;
+        for name in shard.header.tensors().keys().filter(|name| shapes.contains_key(*name)) {
+            let written = shard.change(name, |values| change(name, values))?;
+            changed.insert(name.clone(), written);
+        }
+        File::open(&copied).and_then(|file| file.sync_all()).map_err(|error| io_error(OPERATION, &copied, error))?;
+        paths.push(copied);
+    }
+    if let Some(name) = shapes.keys().find(|name| !changed.contains_key(*name)) {
+        return Err(Error::unsupported(
+            OPERATION,
+            "the base's files have no tensor of this name, so its layer cannot be changed",
+        )
+        .with("tensor", name)
+        .with("base", base.display()));
+    }
+    // What was written is what a loader reads.
+    let read = Safetensors::open(to, None)?;
+    for (name, written) in &changed {
+        let found = read.take(name, &shapes[name], &Device::Cpu)?.dense(&Device::Cpu)?;
+        let found = found.flatten_all().and_then(|found| found.to_vec1::<f32>()).map_err(tensor_error(OPERATION))?;
+        if checksum(&found) != *written {
+            return Err(Error::internal(OPERATION, "what was written reads otherwise than it was").with("tensor", name));
+        }
+    }
+    Ok(paths)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<PathBuf> {
+    let path = to.join(from.file_name().unwrap_or_default());
+    fs::copy(from, &path).map_err(|error| io_error(OPERATION, &path, error))?;
+    Ok(path)
+}
+
+/// A digest of numbers, for comparison within one run.
+fn checksum(values: &[f32]) -> hybrid_core::Digest {
+    let mut hasher = hybrid_core::Hasher::new();
+    for block in values.chunks(1 << 14) {
+        hasher.update(&block.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>());
+    }
+    hasher.finish()
+}
+
+impl Shard {
+    /// Opens a file whose header has been checked.
+    fn open(path: PathBuf) -> Result<Self> {
+        let fail = |error| io_error(OPERATION, &path, error);
+        let mut file = File::open(&path).map_err(fail)?;
+        let mut length = [0u8; 8];
+        file.read_exact(&mut length).map_err(fail)?;
+        let length = u64::from_le_bytes(length);
+        let mut header = Vec::new();
+        file.take(length).read_to_end(&mut header).map_err(fail)?;
+        let header = serde_json::from_slice(&header).map_err(|error| {
+            Error::corrupt(OPERATION, "the header is no list of tensors")
+                .with("path", path.display())
+                .with_source(error)
+        })?;
+        Ok(Self { path, header, start: 8 + length })
+    }
+
+    /// Writes other values over a tensor's; gives a digest of them as they read now.
+    fn change(&self, name: &str, change: impl FnOnce(Vec<f32>) -> Result<Vec<f32>>) -> Result<hybrid_core::Digest> {
+        let fail = |error| io_error(OPERATION, &self.path, error);
+        let Some(info) = self.header.info(name) else {
+            return Err(Error::internal(OPERATION, "the tensor is not in the header").with("tensor", name));
+        };
+        let (from, to) = info.data_offsets;
+        let mut file = OpenOptions::new().read(true).write(true).open(&self.path).map_err(fail)?;
+        let place = SeekFrom::Start(self.start + from as u64);
+        let mut bytes = vec![0u8; to - from];
+        file.seek(place).and_then(|_| file.read_exact(&mut bytes)).map_err(fail)?;
+        let values = change(widen(info.dtype, &bytes).map_err(|error| error.with("tensor", name))?)?;
+        if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+            return Err(Error::internal(OPERATION, "the tensor would hold what is not a finite number")
+                .with("tensor", name)
+                .with("value", value));
+        }
+        let bytes = narrow(info.dtype, &values);
+        file.seek(place).and_then(|_| file.write_all(&bytes)).map_err(fail)?;
+        let written = widen(info.dtype, &bytes)?;
+        if written.iter().any(|value| !value.is_finite()) {
+            return Err(Error::unsupported(
+                OPERATION,
+                "a changed weight is too large for the base's precision; save the base in single precision",
+            )
+            .with("tensor", name));
+        }
+        Ok(checksum(&written))
+    }
+}
+
+fn widen(kind: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
+    match kind {
+        Dtype::F32 => Ok(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()),
+        Dtype::F16 => Ok(bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect()),
+        Dtype::BF16 => Ok(bytes.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect()),
+        other => Err(Error::unsupported(OPERATION, "the tensor's numbers are of a kind that is not known")
+            .with("found", format_args!("{other:?}"))
+            .with("known", "F32, BF16, F16")),
+    }
+}
+
+fn narrow(kind: Dtype, values: &[f32]) -> Vec<u8> {
+    match kind {
+        Dtype::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
+        Dtype::BF16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    }
+}

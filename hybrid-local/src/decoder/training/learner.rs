@@ -1,0 +1,491 @@
+//! A decoder on its way: parameters, their gradients, and the steps that move them.
+//!
+//! A pass is cut at the network's layers. Forward, what comes out of a layer goes into the next as a value without a history; backward, each
+//! layer is gone through by itself, and its history is given up before the one below. So no more than one layer's gradients are in memory
+//! at a time and no history is deeper than a layer; with `recompute` there is not even more than one layer's history.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use candle_core::{DType, Result as TensorResult, Tensor, Var, backprop::GradStore};
+use hybrid_core::{Error, Result};
+
+use super::{lessons::Lesson, settings::TrainSettings, targets::Targets};
+use crate::{
+    decoder::{
+        adapter::{Adapter, Dropout, LoraConfig, Matrices, Pair, Place, Worn},
+        config::DecoderConfig,
+        network::{Network, Sequences},
+    },
+    device::tensor_error,
+    learning::gradients::{Proof, prove},
+    ops::{Operators, Rates, Step, squares, update},
+    random::Random,
+    tensors::{Array, Tensors, take_f32},
+};
+
+const OPERATION: &str = "train";
+/// Logits that are in memory at a time.
+const LOGITS: usize = 8 << 20;
+
+/// Gradients by the names of their parameters.
+pub(super) type Gradients = BTreeMap<String, Tensor>;
+
+/// A network that learns by AdamW.
+#[derive(Debug)]
+pub(in crate::decoder) struct Learner<'a> {
+    network: &'a Network,
+    config: &'a DecoderConfig,
+    settings: &'a TrainSettings,
+    lessons: &'a [Lesson],
+    parameters: BTreeMap<String, Parameter>,
+    /// What the network wears, of parameters.
+    adapter: Option<Adapter>,
+    /// The parameters that gradients have not yet been seen to reach.
+    unproven: BTreeSet<String>,
+    /// What the network without the adapter makes of a pair of answers, by the number of the lesson.
+    references: RefCell<BTreeMap<usize, [f64; 2]>>,
+}
+
+#[derive(Debug)]
+struct Parameter {
+    value: Var,
+    /// `[2, …]`: see [`update`].
+    moments: Var,
+}
+
+/// What some lessons are to the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(in crate::decoder) struct Measure {
+    /// The sum over tokens, or over pairs in preference learning.
+    pub(in crate::decoder) loss: f64,
+    /// Tokens, or pairs.
+    pub(in crate::decoder) count: f64,
+    /// Pairs of which the better answer is preferred.
+    pub(in crate::decoder) preferred: f64,
+}
+
+impl Measure {
+    pub(super) fn mean(self) -> f64 {
+        self.loss / self.count.max(1.0)
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.loss += other.loss;
+        self.count += other.count;
+        self.preferred += other.preferred;
+    }
+}
+
+/// New matrices: `A` uniform as PEFT's are, `B` zero, so that the network starts as its base.
+pub(in crate::decoder) fn initial(config: &LoraConfig, base: &DecoderConfig, seed: u64) -> Matrices {
+    let places =
+        (0..base.layers()).flat_map(|layer| config.modules.iter().map(move |module| Place { layer, module: *module }));
+    let pair = |place: Place| {
+        let [output, input] = place.module.shape(base);
+        let mut random = Random::of(seed, &format!("begin {place}"), [0, 0]);
+        let bound = 1.0 / (input as f64).sqrt();
+        let a = (0..config.rank * input).map(|_| ((2.0 * random.uniform() - 1.0) * bound) as f32).collect();
+        let a = Array::f32([config.rank, input], a);
+        (place, Pair { a, b: Array::f32([output, config.rank], vec![0.0; output * config.rank]) })
+    };
+    Matrices { config: config.clone(), pairs: places.map(pair).collect() }
+}
+
+impl<'a> Learner<'a> {
+    /// A learner of matrices beside a network that stays as it is.
+    pub(in crate::decoder) fn of_matrices(
+        network: &'a Network,
+        config: &'a DecoderConfig,
+        settings: &'a TrainSettings,
+        lessons: &'a [Lesson],
+        start: &Matrices,
+    ) -> Result<Self> {
+        let fail = tensor_error("begin training");
+        let device = network.device();
+        let (mut parameters, mut pairs) = (BTreeMap::new(), BTreeMap::new());
+        for (place, Pair { a, b }) in &start.pairs {
+            let mut parameter = |name: &str, array: &Array| -> Result<Tensor> {
+                let value = Tensor::from_slice(array.floats()?, array.shape.as_slice(), device)
+                    .and_then(|t| Var::from_tensor(&t));
+                let value = value.map_err(fail)?;
+                let tensor = value.as_tensor().clone();
+                parameters.insert(format!("{place}.{name}"), value);
+                Ok(tensor)
+            };
+            pairs.insert(*place, [parameter(LORA_A, a)?, parameter(LORA_B, b)?]);
+        }
+        let adapter = Adapter::of(pairs, start.config.scale());
+        Self::new(network, config, settings, lessons, parameters, Some(adapter))
+    }
+
+    /// A learner of a network whose weights are `parameters`.
+    pub(in crate::decoder) fn of_network(
+        network: &'a Network,
+        config: &'a DecoderConfig,
+        settings: &'a TrainSettings,
+        lessons: &'a [Lesson],
+        parameters: BTreeMap<String, Var>,
+    ) -> Result<Self> {
+        Self::new(network, config, settings, lessons, parameters, None)
+    }
+
+    fn new(
+        network: &'a Network,
+        config: &'a DecoderConfig,
+        settings: &'a TrainSettings,
+        lessons: &'a [Lesson],
+        values: BTreeMap<String, Var>,
+        adapter: Option<Adapter>,
+    ) -> Result<Self> {
+        let parameter = |(name, value): (String, Var)| {
+            let moments = Var::zeros([&[2], value.dims()].concat(), DType::F32, network.device())?;
+            Ok((name, Parameter { value, moments }))
+        };
+        let parameters: candle_core::Result<BTreeMap<_, _>> = values.into_iter().map(parameter).collect();
+        let parameters = parameters.map_err(tensor_error("begin training"))?;
+        let unproven = parameters.keys().cloned().collect();
+        let references = RefCell::default();
+        Ok(Self { network, config, settings, lessons, parameters, adapter, unproven, references })
+    }
+
+    /// Learns from the batches of a step, the `step`th from 0 of `planned`, and says what they were to the network before.
+    ///
+    /// # Errors
+    /// `InvalidInput` if loss or gradients are not finite; `Internal` that names a parameter that the loss does not reach.
+    pub(in crate::decoder) fn step(&mut self, batches: &[Vec<usize>], step: usize, planned: usize) -> Result<Measure> {
+        let fail = tensor_error(OPERATION);
+        let count = batches.iter().map(|batch| self.count(batch)).sum::<f64>();
+        let (mut measure, mut gradients) = (Measure::default(), Gradients::new());
+        for (i, batch) in batches.iter().enumerate() {
+            let learnt = self.learn(batch, count, [step as u64, i as u64], &mut gradients).map_err(fail)?;
+            if !learnt.loss.is_finite() {
+                return Err(Error::invalid(
+                    OPERATION,
+                    "the loss is not finite; lower the hyperparameter learning_rate",
+                )
+                .with("step", step)
+                .with("loss", learnt.loss));
+            }
+            measure.add(learnt);
+        }
+        self.prove(&gradients, step)?;
+        let mut sum = 0.0;
+        for (name, gradient) in &gradients {
+            let squares = squares(gradient).map_err(fail)?;
+            if !squares.is_finite() {
+                return Err(Error::invalid(
+                    OPERATION,
+                    "a gradient is not finite; lower the hyperparameter learning_rate",
+                )
+                .with("step", step)
+                .with("parameter", name));
+            }
+            sum += squares;
+        }
+        let clip = (self.settings.clip_norm / (sum.sqrt() + 1e-6)).min(1.0);
+        let learning = self.settings.rate(step, planned);
+        for (name, gradient) in &gradients {
+            let Parameter { value, moments } = &self.parameters[name];
+            // Biases and norms are not drawn to zero.
+            let decay = if value.dims().len() > 1 { self.settings.weight_decay } else { 0.0 };
+            let step = Step { number: step + 1, clip };
+            update(value, moments, gradient, step, Rates { learning, decay }).map_err(fail)?;
+        }
+        Ok(measure)
+    }
+
+    /// What lessons are to the network, in batches of `size` tokens at most or of one lesson.
+    pub(in crate::decoder) fn measure(&self, batch: &[usize]) -> Result<Measure> {
+        let measure = || {
+            let lessons = self.lessons(batch);
+            let targets = Targets::of(&lessons);
+            let adapter = self.adapter.as_ref().map(Adapter::detached);
+            let nll = self.losses(&lessons, &targets, adapter.as_ref())?;
+            self.judge(batch, &targets, &nll, self.count(batch)).map(|(measure, _)| measure)
+        };
+        measure().map_err(tensor_error("evaluate"))
+    }
+
+    /// Checks, until it has been seen once of each, that the loss reaches the parameters.
+    fn prove(&mut self, gradients: &Gradients, step: usize) -> Result<()> {
+        for name in std::mem::take(&mut self.unproven) {
+            // While B is zero, A's gradient is zero by its nature; the first step moves B.
+            let waits = step == 0 && name.ends_with(LORA_A);
+            prove(&name, gradients.get(&name), if waits { Proof::Finite } else { Proof::FiniteAndNotZero })?;
+            if waits {
+                self.unproven.insert(name);
+            }
+        }
+        Ok(())
+    }
+
+    fn lessons(&self, batch: &[usize]) -> Vec<&'a Lesson> {
+        batch.iter().map(|lesson| &self.lessons[*lesson]).collect()
+    }
+
+    /// What a batch counts: its tokens to be learnt, or its pairs.
+    pub(super) fn count(&self, batch: &[usize]) -> f64 {
+        match self.settings.beta {
+            Some(_) => batch.len() as f64,
+            None => self.lessons(batch).iter().flat_map(|lesson| &lesson.sequences).map(|s| s.count() as f64).sum(),
+        }
+    }
+
+    /// Adds a batch's share of the gradients of the mean loss over `count` tokens or pairs.
+    pub(super) fn learn(
+        &self,
+        batch: &[usize],
+        count: f64,
+        index: [u64; 2],
+        gradients: &mut Gradients,
+    ) -> TensorResult<Measure> {
+        let lessons = self.lessons(batch);
+        let targets = Targets::of(&lessons);
+        let sequences = self.sequences(&lessons)?;
+        let dropout = self.settings.lora.as_ref().map_or(0.0, |lora| lora.dropout);
+        let dropout = (dropout > 0.0).then_some(Dropout { share: dropout, seed: self.settings.seed, index });
+        let pass = self.network.pass(&sequences, worn(self.adapter.as_ref(), &sequences, dropout))?;
+
+        let entered = self.network.enter(&sequences)?;
+        let mut inputs: Vec<Tensor> = Vec::new();
+        let mut outputs: Vec<Option<Tensor>> = Vec::new();
+        let mut x = entered.clone();
+        for at in 0..self.config.layers() {
+            // Where nothing below is trained, nobody asks for the gradient of what goes in.
+            let input =
+                if at == 0 && !entered.track_op() { x.detach() } else { Var::from_tensor(&x.detach())?.into_inner() };
+            let output = self.network.through(at, input.clone(), &pass)?;
+            x = output.detach();
+            inputs.push(input);
+            outputs.push((!self.settings.recompute).then_some(output));
+        }
+
+        let rows = Tensor::from_slice(&targets.rows, targets.rows.len(), x.device())?;
+        let top = x.index_select(&rows, 0)?;
+        let (measure, of_top) = self.at_top(batch, &targets, &top, count, gradients)?;
+        let mut gradient = x.zeros_like()?.index_add(&rows, &of_top, 0)?;
+        for at in (0..self.config.layers()).rev() {
+            let (Some(input), Some(output)) = (inputs.pop(), outputs.pop()) else { break };
+            let output = match output {
+                Some(output) => output,
+                None => self.network.through(at, input.clone(), &pass)?,
+            };
+            let mut found = back(&output, &gradient)?;
+            drop(output);
+            self.collect(&mut found, gradients)?;
+            match found.remove(&input) {
+                Some(below) => gradient = below,
+                None => return Ok(measure),
+            }
+        }
+        if entered.track_op() {
+            self.collect(&mut back(&entered, &gradient)?, gradients)?;
+        }
+        Ok(measure)
+    }
+
+    /// The loss of rows that have come out of the last layer, and its gradient; in portions, as logits are many.
+    fn at_top(
+        &self,
+        batch: &[usize],
+        targets: &Targets,
+        top: &Tensor,
+        count: f64,
+        gradients: &mut Gradients,
+    ) -> TensorResult<(Measure, Tensor)> {
+        // In preference learning the weight of a token depends on all tokens of the pair.
+        let known = match self.settings.beta {
+            Some(_) => Some(self.judge(batch, targets, &self.losses_of_top(top, &targets.tokens)?, count)?),
+            None => None,
+        };
+        let weights = match &known {
+            Some((_, weights)) => weights.clone(),
+            None => vec![(1.0 / count) as f32; targets.rows.len()],
+        };
+        let (mut loss, mut parts) = (0.0, Vec::new());
+        for (from, length) in self.portions(targets.rows.len()) {
+            let part = Var::from_tensor(&top.narrow(0, from, length)?)?;
+            let own = from..from + length;
+            let (tokens, weights) = (targets.tokens[own.clone()].into(), Arc::from(&weights[own]));
+            let logits = self.network.leave(part.as_tensor())?;
+            let losses = Operators::of(logits.device()).cross_entropy(&logits, tokens, weights)?.sum_all()?;
+            loss += f64::from(losses.to_scalar::<f32>()?);
+            let mut found = losses.backward()?;
+            self.collect(&mut found, gradients)?;
+            parts.push(match found.remove(part.as_tensor()) {
+                Some(gradient) => gradient,
+                None => candle_core::bail!("the loss does not reach the last layer"),
+            });
+        }
+        let measure =
+            known.map_or(Measure { loss: loss * count, count: self.count(batch), preferred: 0.0 }, |(known, _)| known);
+        Ok((measure, Tensor::cat(&parts, 0)?))
+    }
+
+    /// What tokens' losses are in all, and the weight of each in the gradient of the mean over `count`.
+    fn judge(
+        &self,
+        batch: &[usize],
+        targets: &Targets,
+        losses: &[f32],
+        count: f64,
+    ) -> TensorResult<(Measure, Vec<f32>)> {
+        let Some(beta) = self.settings.beta else {
+            let loss = losses.iter().map(|loss| f64::from(*loss)).sum();
+            let measure = Measure { loss, count: losses.len() as f64, preferred: 0.0 };
+            return Ok((measure, vec![(1.0 / count) as f32; losses.len()]));
+        };
+        // Rafailov and others, "Direct Preference Optimization", 2023, equation 7: minus the logarithm of the sigmoid of the margin.
+        let sums = targets.sums(losses, 2 * batch.len());
+        let mut of_sequences = vec![0f32; sums.len()];
+        let mut measure = Measure { count: batch.len() as f64, ..Measure::default() };
+        for (i, lesson) in batch.iter().enumerate() {
+            let [of_better, of_worse] = self.reference(*lesson)?;
+            let margin = beta * ((of_better - sums[2 * i]) - (of_worse - sums[2 * i + 1]));
+            measure.loss += (-margin.abs()).exp().ln_1p() + (-margin).max(0.0);
+            measure.preferred += f64::from(u8::from(margin > 0.0));
+            let slope = (beta / (1.0 + margin.exp()) / count) as f32;
+            (of_sequences[2 * i], of_sequences[2 * i + 1]) = (slope, -slope);
+        }
+        Ok((measure, targets.sequences.iter().map(|sequence| of_sequences[*sequence]).collect()))
+    }
+
+    /// What the network without the adapter makes of a pair, always by itself, so that it is the same whatever it is learnt beside.
+    fn reference(&self, lesson: usize) -> TensorResult<[f64; 2]> {
+        if let Some(known) = self.references.borrow().get(&lesson) {
+            return Ok(*known);
+        }
+        let lessons = self.lessons(&[lesson]);
+        let targets = Targets::of(&lessons);
+        let sums = targets.sums(&self.losses(&lessons, &targets, None)?, 2);
+        let sums = [sums[0], sums[1]];
+        self.references.borrow_mut().insert(lesson, sums);
+        Ok(sums)
+    }
+
+    /// The loss of each token to be learnt, with no way back.
+    fn losses(&self, lessons: &[&Lesson], targets: &Targets, adapter: Option<&Adapter>) -> TensorResult<Vec<f32>> {
+        let sequences = self.sequences(lessons)?;
+        let pass = self.network.pass(&sequences, worn(adapter, &sequences, None))?;
+        let mut x = self.network.enter(&sequences)?.detach();
+        for at in 0..self.config.layers() {
+            x = self.network.through(at, x, &pass)?.detach();
+        }
+        let rows = Tensor::from_slice(&targets.rows, targets.rows.len(), x.device())?;
+        self.losses_of_top(&x.index_select(&rows, 0)?, &targets.tokens)
+    }
+
+    fn losses_of_top(&self, top: &Tensor, tokens: &[u32]) -> TensorResult<Vec<f32>> {
+        let mut losses = Vec::with_capacity(tokens.len());
+        for (from, length) in self.portions(tokens.len()) {
+            let logits = self.network.leave(&top.narrow(0, from, length)?)?.detach();
+            let weights = vec![1f32; length].into();
+            let targets = tokens[from..from + length].into();
+            losses.extend(Operators::of(logits.device()).cross_entropy(&logits, targets, weights)?.to_vec1::<f32>()?);
+        }
+        Ok(losses)
+    }
+
+    fn portions(&self, rows: usize) -> impl Iterator<Item = (usize, usize)> {
+        let portion = (LOGITS / self.config.vocabulary).max(1);
+        (0..rows).step_by(portion).map(move |from| (from, portion.min(rows - from)))
+    }
+
+    fn sequences(&self, lessons: &[&Lesson]) -> TensorResult<Sequences> {
+        let tokens = lessons.iter().flat_map(|lesson| &lesson.sequences).map(|sequence| sequence.tokens.as_slice());
+        Sequences::new(tokens, &self.config.windows, self.network.device())
+    }
+
+    /// Moves the gradients found of parameters to those that there are.
+    fn collect(&self, found: &mut GradStore, gradients: &mut Gradients) -> TensorResult<()> {
+        for (name, parameter) in &self.parameters {
+            if let Some(gradient) = found.remove(parameter.value.as_tensor()) {
+                let sum = match gradients.remove(name) {
+                    Some(before) => (before + gradient)?,
+                    None => gradient,
+                };
+                gradients.insert(name.clone(), sum);
+            }
+        }
+        Ok(())
+    }
+
+    /// The parameters' values, on the host.
+    pub(in crate::decoder) fn values(&self) -> Result<Tensors> {
+        let value = |(name, parameter): (&String, &Parameter)| Ok((name.clone(), array(&parameter.value)?));
+        self.parameters.iter().map(value).collect::<TensorResult<_>>().map_err(tensor_error("write model"))
+    }
+
+    /// Sets the parameters to these values.
+    pub(in crate::decoder) fn set_values(&mut self, mut values: Tensors) -> Result<()> {
+        self.parameters.iter().try_for_each(|(name, parameter)| set(&parameter.value, &mut values, name))
+    }
+
+    /// All that [`restore`](Self::restore) needs to go on.
+    pub(super) fn state(&self) -> Result<Tensors> {
+        let mut state = Tensors::new();
+        let fail = tensor_error("save checkpoint");
+        for (name, Parameter { value, moments }) in &self.parameters {
+            state.insert(format!("value.{name}"), array(value).map_err(fail)?);
+            state.insert(format!("moments.{name}"), array(moments).map_err(fail)?);
+        }
+        Ok(state)
+    }
+
+    /// Goes on from a state after `steps` steps.
+    pub(super) fn restore(&mut self, state: &mut Tensors, steps: usize) -> Result<()> {
+        for (name, Parameter { value, moments }) in &self.parameters {
+            set(value, state, &format!("value.{name}"))?;
+            set(moments, state, &format!("moments.{name}"))?;
+        }
+        // What was seen of a gradient in the attempts before need not be seen again.
+        self.unproven.retain(|name| steps < if name.ends_with(LORA_A) { 2 } else { 1 });
+        Ok(())
+    }
+
+    /// The parameters as an adapter, if that is what is learnt.
+    pub(super) fn matrices(values: &mut Tensors, config: &LoraConfig, base: &DecoderConfig) -> Result<Matrices> {
+        let mut pairs = BTreeMap::new();
+        for layer in 0..base.layers() {
+            for module in &config.modules {
+                let place = Place { layer, module: *module };
+                let [output, input] = module.shape(base);
+                let mut take = |name: &str, shape: [usize; 2]| {
+                    take_f32(values, &format!("{place}.{name}"), &shape).map(|values| Array::f32(shape, values))
+                };
+                pairs.insert(
+                    place,
+                    Pair { a: take(LORA_A, [config.rank, input])?, b: take(LORA_B, [output, config.rank])? },
+                );
+            }
+        }
+        Ok(Matrices { config: config.clone(), pairs })
+    }
+}
+
+const LORA_A: &str = "lora_a";
+const LORA_B: &str = "lora_b";
+
+fn worn<'a>(adapter: Option<&'a Adapter>, sequences: &Sequences, dropout: Option<Dropout>) -> Vec<Worn<'a>> {
+    let rows = 0..sequences.tokens().len();
+    adapter.into_iter().map(|adapter| Worn { rows: rows.clone(), adapter, dropout }).collect()
+}
+
+/// The gradients of what `output` was made of, from the gradient of `output`.
+fn back(output: &Tensor, gradient: &Tensor) -> TensorResult<GradStore> {
+    (output * gradient.detach())?.sum_all()?.backward()
+}
+
+fn array(var: &Var) -> TensorResult<Array> {
+    Ok(Array::f32(var.dims(), var.flatten_all()?.to_vec1()?))
+}
+
+fn set(var: &Var, values: &mut Tensors, name: &str) -> Result<()> {
+    let values = take_f32(values, name, var.dims())?;
+    let set = || var.set(&Tensor::from_vec(values, var.shape(), var.device())?);
+    set().map_err(tensor_error("restore checkpoint"))
+}

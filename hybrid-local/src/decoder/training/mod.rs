@@ -1,0 +1,24 @@
+//! Training of decoders: the same network that serves, with a way back.
+//!
+//! [`DecoderTrainer`] is the port. The parts, in the order of a run: `settings` reads a plan, `lessons` writes judgments as the model reads
+//! them, `batches` puts them in order, `memory` estimates, `learner` has the parameters and takes the steps, `course` is the loop with
+//! validation and checkpoints. `jsonl` makes judgments of files that other trainers read.
+
+mod base;
+mod batches;
+mod course;
+mod jsonl;
+mod learner;
+mod lessons;
+mod memory;
+mod settings;
+#[cfg(test)]
+mod speed;
+mod targets;
+#[cfg(test)]
+mod tests;
+mod trainer;
+
+pub(super) use base::digests;
+pub use jsonl::judgments_from_jsonl;
+pub use trainer::DecoderTrainer;

@@ -1,0 +1,327 @@
+//! Gradients beside finite differences, and training beside the reference implementation.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use candle_core::{
+    Tensor, Var,
+    quantized::{GgmlDType, QTensor},
+};
+use hybrid_core::{ErrorKind, Result};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    base::Trainable,
+    learner::{Gradients, Learner, initial},
+    lessons::{Lesson, Sequence},
+    settings::{DPO, FULL, LORA, TrainSettings, tests::settings},
+};
+use crate::{
+    Device,
+    decoder::{
+        adapter::{Matrices, Module},
+        files::{ModelFiles, Stored, Weights},
+        network::Network,
+    },
+    random::Random,
+    tensors::Array,
+};
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+
+fn open(name: &str) -> ModelFiles {
+    ModelFiles::open(&Path::new(FIXTURES).join("decoder").join(name)).unwrap()
+}
+
+fn network(files: &ModelFiles, weights: &dyn Weights) -> Network {
+    Network::read(files.config.clone(), weights, Device::cpu().tensors()).unwrap()
+}
+
+/// Lessons of one sequence, or of two.
+fn lessons(vocabulary: usize, sequences: usize) -> Vec<Lesson> {
+    let lesson = |number: u64| {
+        let mut random = Random::of(11, "lesson", [number, 0]);
+        let mut sequence = || {
+            let length = 6 + (random.uniform() * 20.0) as usize;
+            let tokens = (0..length).map(|_| (random.uniform() * vocabulary as f64) as u32).collect();
+            Sequence { tokens, learnt: (0..length).map(|i| i > length / 3).collect() }
+        };
+        Lesson { sequences: (0..sequences).map(|_| sequence()).collect() }
+    };
+    (0..3).map(lesson).collect()
+}
+
+fn gradients(learner: &Learner<'_>) -> (f64, Gradients) {
+    let mut gradients = Gradients::new();
+    let count = learner.count(&[0, 1, 2]);
+    let measure = learner.learn(&[0, 1, 2], count, [0, 0], &mut gradients).unwrap();
+    (measure.mean(), gradients)
+}
+
+/// Compares the gradient of every kind of parameter, along a random direction, with what a small step that way changes.
+fn check_gradients(learner: &mut Learner<'_>, name: &str, kinds: usize) {
+    let (loss, gradients) = gradients(learner);
+    assert!((learner.measure(&[0, 1, 2]).unwrap().mean() - loss).abs() < 1e-5, "{name}");
+    let values = learner.values().unwrap();
+    // One of each kind: the names differ in the layer's number alone.
+    let kind = |name: &str| name.split('.').filter(|part| part.parse::<usize>().is_err()).collect::<Vec<_>>().join(".");
+    let mut seen = BTreeSet::new();
+    for parameter in values.keys().rev().filter(|parameter| seen.insert(kind(parameter))) {
+        let gradient = gradients[parameter].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        // Mostly along the gradient, so that there is something to see, but not quite.
+        let size = (gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>() / gradient.len() as f64).sqrt();
+        let noise = Random::of(5, parameter, [0, 0]).normal(gradient.len(), size);
+        let direction: Vec<f32> = gradient.iter().zip(noise).map(|(g, noise)| g + noise).collect();
+        let along: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+        let step = 4e-3 / along;
+        let mut at = |step: f64| {
+            let mut values = values.clone();
+            let Array { shape, .. } = &values[parameter];
+            let old = values[parameter].floats().unwrap().iter().zip(&direction);
+            let moved = old.map(|(value, d)| (f64::from(*value) + step * f64::from(*d)) as f32).collect();
+            values.insert(parameter.clone(), Array::f32(shape.clone(), moved));
+            learner.set_values(values).unwrap();
+            learner.measure(&[0, 1, 2]).unwrap().mean()
+        };
+        let (there, back) = (at(step), at(-step));
+        let found = (there - back) / (2.0 * step);
+        assert!((found / along - 1.0).abs() < 0.02, "{name}, {parameter}: {found} by steps, {along} by the way back");
+    }
+    learner.set_values(values).unwrap();
+    assert_eq!(seen.len(), kinds, "{name}: {seen:?}");
+}
+
+#[test]
+fn gradients_of_all_weights_are_those_of_finite_differences() {
+    let settings = settings(FULL, &json!({})).unwrap();
+    for (name, kinds) in
+        [("llama", 11), ("llama-bias", 19), ("qwen2", 15), ("qwen3", 13), ("gemma2", 13), ("gemma3", 15), ("phi3", 12)]
+    {
+        let ModelFiles { config, weights, .. } = open(name);
+        let weights = Trainable::new(weights);
+        let network = Network::read(config.clone(), &weights, Device::cpu().tensors()).unwrap();
+        let lessons = lessons(config.vocabulary, 1);
+        let mut learner = Learner::of_network(&network, &config, &settings, &lessons, weights.variables()).unwrap();
+        check_gradients(&mut learner, name, kinds);
+    }
+}
+
+/// Matrices of which neither is zero.
+fn matrices(files: &ModelFiles, settings: &TrainSettings) -> Matrices {
+    let mut matrices = initial(settings.lora.as_ref().unwrap(), &files.config, 3);
+    for (place, pair) in &mut matrices.pairs {
+        let count = pair.b.shape.iter().product();
+        pair.b = Array::f32(pair.b.shape.clone(), Random::of(4, &place.to_string(), [0, 0]).normal(count, 0.1));
+    }
+    matrices
+}
+
+#[test]
+fn gradients_of_matrices_are_those_of_finite_differences() {
+    for (method, sequences) in [(LORA, 1), (DPO, 2)] {
+        let settings = settings(method, &json!({"lora_rank": 3})).unwrap();
+        for name in ["llama", "mistral", "qwen3", "gemma2", "gemma3", "phi3"] {
+            let files = open(name);
+            let lessons = lessons(files.config.vocabulary, sequences);
+            let network = network(&files, &*files.weights);
+            let start = matrices(&files, &settings);
+            let mut learner = Learner::of_matrices(&network, &files.config, &settings, &lessons, &start).unwrap();
+            check_gradients(&mut learner, &format!("{method}, {name}"), 2 * Module::ALL.len());
+        }
+    }
+}
+
+#[test]
+fn layers_that_are_worked_out_anew_have_the_same_gradients() {
+    let files = open("qwen3");
+    let lessons = lessons(files.config.vocabulary, 1);
+    let network = network(&files, &*files.weights);
+    // With dropout, which has to fall on the same numbers.
+    let of = |recompute: bool| {
+        let settings = settings(LORA, &json!({"lora_dropout": 0.3, "recompute": recompute})).unwrap();
+        let start = matrices(&files, &settings);
+        let learner = Learner::of_matrices(&network, &files.config, &settings, &lessons, &start).unwrap();
+        let (loss, gradients) = gradients(&learner);
+        let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (loss, gradients.iter().map(|(name, gradient)| (name.clone(), flat(gradient))).collect::<BTreeMap<_, _>>())
+    };
+    assert_eq!(of(false), of(true));
+}
+
+/// A model's linear layers in blocks, or as those blocks read.
+#[derive(Debug)]
+struct Blocks {
+    weights: Box<dyn Weights>,
+    dense: bool,
+}
+
+impl Weights for Blocks {
+    fn bytes(&self, name: &str) -> u64 {
+        self.weights.bytes(name)
+    }
+
+    fn take(&self, name: &str, shape: &[usize], device: &candle_core::Device) -> Result<Stored> {
+        let tensor = self.weights.take(name, shape, device)?.dense(device)?;
+        if !name.contains("_proj.weight") {
+            return Ok(Stored::Dense(tensor));
+        }
+        let blocks = QTensor::quantize(&tensor, GgmlDType::Q8_0).unwrap();
+        Ok(match self.dense {
+            true => Stored::Dense(blocks.dequantize(device).unwrap()),
+            false => Stored::Quantized(blocks.into()),
+        })
+    }
+}
+
+#[test]
+fn the_way_back_through_a_quantized_base_is_the_one_through_its_numbers() {
+    let files = open("llama");
+    let lessons = lessons(files.config.vocabulary, 1);
+    let settings = settings(LORA, &json!({})).unwrap();
+    let of = |dense: bool| {
+        let network = network(&files, &Blocks { weights: open("llama").weights, dense });
+        let start = matrices(&files, &settings);
+        let learner = Learner::of_matrices(&network, &files.config, &settings, &lessons, &start).unwrap();
+        gradients(&learner)
+    };
+    let ((loss, ours), (expected, theirs)) = (of(false), of(true));
+    assert!((loss / expected - 1.0).abs() < 0.01, "{loss} {expected}");
+    // The products take the rows to blocks of whole numbers, so they agree in direction and size, not digit by digit.
+    for (name, theirs) in theirs {
+        let dot = |a: &Tensor, b: &Tensor| f64::from((a * b).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+        let (across, size) = (dot(&ours[&name], &theirs), (dot(&ours[&name], &ours[&name]), dot(&theirs, &theirs)));
+        let cosine = across / (size.0 * size.1).sqrt();
+        assert!(cosine > 0.98 && (size.0 / size.1 - 1.0).abs() < 0.2, "{name}: {cosine}, {size:?}");
+    }
+}
+
+#[test]
+fn a_parameter_that_the_loss_does_not_reach_is_named_and_numbers_that_are_none_are_refused() {
+    let files = open("llama");
+    let lessons = lessons(files.config.vocabulary, 1);
+    let full = settings(FULL, &json!({})).unwrap();
+    let weights = Trainable::new(open("llama").weights);
+    let network_of_all = network(&files, &weights);
+    let mut parameters = weights.variables();
+    parameters.insert("nobody".to_owned(), Var::new(&[1f32], Device::cpu().tensors()).unwrap());
+    let mut learner = Learner::of_network(&network_of_all, &files.config, &full, &lessons, parameters).unwrap();
+    let error = learner.step(&[vec![0]], 0, 10).unwrap_err();
+    assert_eq!((error.kind(), error.context("parameter")), (ErrorKind::Internal, Some("nobody")), "{error}");
+
+    let settings = settings(LORA, &json!({})).unwrap();
+    let network = network(&files, &*files.weights);
+    let mut start = initial(settings.lora.as_ref().unwrap(), &files.config, 3);
+    // While B is zero nothing reaches A, and that is no fault; if A is zero too, nothing will ever be learnt.
+    let mut learner = Learner::of_matrices(&network, &files.config, &settings, &lessons, &start).unwrap();
+    for step in 0..2 {
+        learner.step(&[vec![0]], step, 10).unwrap();
+    }
+    let place = *start.pairs.keys().next().unwrap();
+    let a = &mut start.pairs.get_mut(&place).unwrap().a;
+    let (shape, count) = (a.shape.clone(), a.shape.iter().product());
+    *a = Array::f32(shape.clone(), vec![0.0; count]);
+    let mut learner = Learner::of_matrices(&network, &files.config, &settings, &lessons, &start).unwrap();
+    let error = learner.step(&[vec![0]], 0, 10).unwrap_err();
+    assert_eq!(error.context("parameter"), Some(&*format!("{place}.lora_b")), "{error}");
+
+    start.pairs.get_mut(&place).unwrap().a = Array::f32(shape, vec![f32::MAX; count]);
+    let mut learner = Learner::of_matrices(&network, &files.config, &settings, &lessons, &start).unwrap();
+    let error = learner.step(&[vec![0]], 4, 10).unwrap_err();
+    assert!(error.message().contains("not finite"), "{error}");
+}
+
+/// What the reference implementation made of training.
+#[derive(Deserialize)]
+struct Curves {
+    rates: BTreeMap<String, f64>,
+    decay: f64,
+    beta: f64,
+    lessons: Vec<Sequence>,
+    pairs: Vec<Vec<Sequence>>,
+    steps: Vec<Vec<usize>>,
+    sft: Vec<f64>,
+    dpo: Vec<f64>,
+}
+
+fn check_curves(folder: &Path) {
+    for name in ["llama", "qwen3"] {
+        let folder = folder.join(name);
+        let curves: Curves = serde_json::from_slice(&std::fs::read(folder.join("curves.json")).unwrap()).unwrap();
+        let start = Matrices::open(&folder).unwrap();
+        let files = open(name);
+        start.check(&files.config).unwrap();
+        let network = network(&files, &*files.weights);
+        let sft: Vec<_> = curves.lessons.iter().map(|lesson| Lesson { sequences: vec![lesson.clone()] }).collect();
+        let dpo: Vec<_> = curves.pairs.iter().map(|pair| Lesson { sequences: pair.clone() }).collect();
+        for (method, key, lessons, expected) in [(LORA, "sft", sft, curves.sft), (DPO, "dpo", dpo, curves.dpo)] {
+            let mut values = json!({
+                "lora_rank": start.config.rank, "lora_alpha": start.config.alpha,
+                "lora_rank_stabilized": start.config.rank_stabilized, "learning_rate": curves.rates[key],
+                "weight_decay": curves.decay, "schedule": "linear", "warm_up": 0.1,
+            });
+            if method == DPO {
+                values["beta"] = json!(curves.beta);
+            }
+            // A step's lessons together, and in two batches whose gradients are added up.
+            for size in [4, 2] {
+                let settings: TrainSettings = settings(method, &values).unwrap();
+                let mut learner = Learner::of_matrices(&network, &files.config, &settings, &lessons, &start).unwrap();
+                let mut worst = 0f64;
+                for (step, (lessons, expected)) in curves.steps.iter().zip(&expected).enumerate() {
+                    let batches: Vec<_> = lessons.chunks(size).map(<[usize]>::to_vec).collect();
+                    let loss = learner.step(&batches, step, curves.steps.len()).unwrap().mean();
+                    worst = worst.max((loss / expected - 1.0).abs());
+                    assert!((loss / expected - 1.0).abs() < 1e-3, "{name}, {method}, step {step}: {loss}, {expected}");
+                }
+                println!("{name}, {method}, {size} at a time: {worst:.1e} off the reference at most");
+            }
+        }
+    }
+}
+
+#[test]
+fn twenty_steps_follow_the_reference_implementation() {
+    check_curves(&Path::new(FIXTURES).join("training"));
+}
+
+/// Runs where `HYBRID_TRANSFORMERS` names the Python of an environment that has what `tests/fixtures/make_training.py` asks for.
+#[test]
+fn twenty_steps_follow_the_reference_implementation_on_lessons_that_it_makes_now() {
+    let Some(python) = std::env::var_os("HYBRID_TRANSFORMERS") else {
+        eprintln!(
+            "skipped: HYBRID_TRANSFORMERS is not set to the Python of an environment with torch, transformers and peft"
+        );
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| PathBuf::from(FIXTURES).join(name);
+    let made = Command::new(python)
+        .arg(path("make_training.py"))
+        .args([path("decoder"), folder.path().to_owned()])
+        .arg("78")
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    check_curves(folder.path());
+}
+
+#[test]
+fn preferences_begin_at_the_logarithm_of_two() {
+    let files = open("qwen2");
+    let lessons = lessons(files.config.vocabulary, 2);
+    let network = network(&files, &*files.weights);
+    let settings = settings(DPO, &Value::Object(Default::default())).unwrap();
+    let start = initial(settings.lora.as_ref().unwrap(), &files.config, 3);
+    let mut learner = Learner::of_matrices(&network, &files.config, &settings, &lessons, &start).unwrap();
+    let before = learner.measure(&[0, 1, 2]).unwrap();
+    assert!((before.mean() - 2f64.ln()).abs() < 1e-5 && before.count == 3.0, "{before:?}");
+    for step in 0..12 {
+        learner.step(&[vec![0, 1, 2]], step, 1_000).unwrap();
+    }
+    let after = learner.measure(&[0, 1, 2]).unwrap();
+    assert!(after.mean() < before.mean() && after.preferred == 3.0, "{after:?}");
+}
