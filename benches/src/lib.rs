@@ -1,4 +1,4 @@
-//! What the benchmarks and the programs `ratios` and `cloud` share: the loads, the peers and bounds that they are compared with, and small statistics.
+//! What the benchmarks and the programs `ratios`, `decoder` and `cloud` share: the loads, the peers and bounds that they are compared with, and small statistics.
 //!
 //! A benchmark that cannot do its work has nothing to say, so everything here panics with the error's text where a library would return it.
 
@@ -8,6 +8,7 @@ pub mod cloud;
 pub mod load;
 
 pub mod classifier;
+pub mod decoder;
 pub mod guard;
 pub mod http;
 pub mod linear;
