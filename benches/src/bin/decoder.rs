@@ -34,9 +34,11 @@ fn main() {
         eprintln!("measuring {kind}");
         let (mut ours, mut peer) = (Side::ours(&file, threads), Side::peer(python.as_ref(), &file, threads));
         // The first round warms up.
-        (ours.measure(), peer.measure());
+        ours.measure();
+        peer.measure();
         let rounds = some_rounds(ROUNDS, || ours.measure(), || peer.measure());
-        (ours.end(), peer.end());
+        ours.end();
+        peer.end();
         let (prefill_goal, decode_goal) = if *kind == "q4_k_m" { (1.1, 1.05) } else { (1.0, 1.0) };
         let pairs = |of: fn(&hybrid_benches::decoder::Rates) -> f64| {
             rounds.iter().map(|(ours, peer)| (of(ours), of(peer))).collect::<Vec<_>>()

@@ -94,7 +94,7 @@ pub struct Reply {
 #[derive(Clone, Debug)]
 pub enum Body {
     /// A model's answer, whole or as a stream, as it is asked for.
-    Answer(Answer),
+    Answer(Box<Answer>),
     /// JSON with a status.
     Json(u16, Value),
     /// A stream of these bytes.
@@ -189,7 +189,7 @@ impl Reply {
 
 impl From<Answer> for Reply {
     fn from(answer: Answer) -> Self {
-        Self::new(Body::Answer(answer))
+        Self::new(Body::Answer(Box::new(answer)))
     }
 }
 
