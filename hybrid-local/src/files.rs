@@ -62,15 +62,16 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// Makes the entry of `path` in its folder durable.
 #[cfg(unix)]
-fn sync_folder(path: &Path) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+pub(crate) fn sync_folder(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| io_error("write file", folder, error))
 }
 
 // Elsewhere a folder cannot be opened to be flushed; the rename is as durable as the system makes it.
 #[cfg(not(unix))]
-fn sync_folder(_path: &Path) -> Result<()> {
+pub(crate) fn sync_folder(_path: &Path) -> Result<()> {
     Ok(())
 }
 
@@ -88,7 +89,7 @@ pub(crate) fn check_memory(operation: &'static str, bytes: u64, limit: Option<u6
 }
 
 /// Memory that can be taken without swapping, in bytes, where the system says so.
-fn available_memory() -> Option<u64> {
+pub(crate) fn available_memory() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)

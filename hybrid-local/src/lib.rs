@@ -39,6 +39,10 @@ mod learning;
 #[cfg(any(feature = "classifier", feature = "decoder"))]
 #[cfg_attr(not(all(feature = "classifier", feature = "decoder")), allow(dead_code, unused_imports))]
 mod ops;
+#[cfg(feature = "decoder")]
+pub mod planner;
+#[cfg(feature = "decoder")]
+pub mod quantize;
 #[cfg(any(feature = "classifier", feature = "decoder"))]
 #[cfg_attr(not(all(feature = "classifier", feature = "decoder")), allow(dead_code))]
 mod random;

@@ -9,20 +9,22 @@ mod adapter;
 mod answer;
 mod backend;
 mod codec;
-mod config;
+pub(crate) mod config;
 mod constraint;
 mod defaults;
 mod engine;
-mod files;
+pub(crate) mod files;
 mod loader;
 mod model;
 mod network;
 mod prompt;
-mod rope;
+pub(crate) mod reading;
+pub(crate) mod rope;
 mod sampling;
 #[cfg(feature = "embedder")]
 mod states;
 mod template;
+pub(crate) mod tensors;
 #[cfg(test)]
 mod tests;
 mod tokens;

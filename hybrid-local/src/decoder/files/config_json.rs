@@ -18,7 +18,7 @@ const OPERATION: &str = "read decoder configuration";
 /// # Errors
 /// `Corrupt` that names a key that is missing or makes no sense; `Unsupported` that names the family, or what the network has that is not
 /// known here.
-pub(super) fn read(bytes: &[u8]) -> Result<DecoderConfig> {
+pub(crate) fn read(bytes: &[u8]) -> Result<DecoderConfig> {
     let values: Map<String, Value> = serde_json::from_slice(bytes)
         .map_err(|error| Error::corrupt(OPERATION, "not a JSON object").with_source(error))?;
     let keys = Keys(&values);

@@ -12,14 +12,14 @@ pub(crate) struct Fused {
 
 /// Where a matrix's rows are.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// The larger matrix, by the name of Hugging Face's files.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// The first of its rows in the larger one.
-    pub(super) first: usize,
-    pub(super) rows: usize,
+    pub(crate) first: usize,
+    pub(crate) rows: usize,
     /// Rows of the larger one.
-    pub(super) all: usize,
+    pub(crate) all: usize,
 }
 
 impl Fused {
@@ -30,7 +30,7 @@ impl Fused {
     }
 
     /// Where the matrix `name` is, if it is a part.
-    pub(super) fn place(self, name: &str) -> Option<Place> {
+    pub(crate) fn place(self, name: &str) -> Option<Place> {
         let Self { queries, keys, wide } = self;
         let heads = queries + 2 * keys;
         let parts = [

@@ -21,7 +21,12 @@ use half::{bf16, f16};
 use hybrid_core::{Error, Result};
 use tokenizers::Tokenizer;
 
-pub(crate) use self::{fused::Fused, safetensors::Safetensors};
+pub(crate) use self::{
+    config_json::read as read_config,
+    fused::{Fused, Place},
+    gguf::{LLAMA_3, MAX_HEADER_BYTES, QWEN_2, describe, heads_of, open as open_gguf, resident, theirs},
+    safetensors::{Raw, Safetensors},
+};
 use super::{config::DecoderConfig, defaults::Defaults, template::Sources};
 use crate::{
     device::tensor_error,

@@ -41,6 +41,16 @@ pub(crate) struct Safetensors {
     fused: Option<Fused>,
 }
 
+/// A tensor's bytes in a file.
+#[derive(Debug)]
+pub(crate) struct Raw<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: &'a Vec<usize>,
+}
+
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
@@ -89,6 +99,40 @@ impl Safetensors {
         Ok(Self { shards, places, fused })
     }
 
+    /// The names of all tensors, in order, as the files have them.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// The files, with their sizes in bytes.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&Path, u64)> {
+        self.shards.iter().map(|shard| (shard.path.as_path(), shard.size))
+    }
+
+    /// Where the bytes of a tensor are, by the name that the files give it.
+    pub(crate) fn raw(&self, name: &str) -> Option<Raw<'_>> {
+        let shard = &self.shards[*self.places.get(name)?];
+        let info = shard.header.info(name)?;
+        let (from, to) = info.data_offsets;
+        let (offset, bytes) = (shard.start + from as u64, (to - from) as u64);
+        Some(Raw { path: &shard.path, offset, bytes, dtype: info.dtype, shape: &info.shape })
+    }
+
+    /// The files' name of a tensor, if they have it.
+    pub(crate) fn name_of(&self, name: &str) -> Option<String> {
+        self.find(name).map(|(_, name)| name)
+    }
+
+    /// Some rows of a whole matrix of exactly `shape`, widened to single precision; a row of a tensor of one dimension is one number.
+    ///
+    /// # Errors
+    /// `Corrupt` that names the tensor if there is none of that shape, or if it holds what is not a finite number.
+    pub(crate) fn rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>> {
+        let missing = || Error::corrupt(OPERATION, "the tensor is missing").with("tensor", name);
+        let (shard, found) = self.find(name).ok_or_else(missing)?;
+        shard.read(&found, shape, rows).map_err(|error| error.with("path", shard.path.display()))
+    }
+
     /// The file that has the tensor, and the file's name of it: models that see pictures too have their text's part under a name of its own,
     /// and models without an output layer have no `model.` before the names.
     fn find(&self, name: &str) -> Option<(&Shard, String)> {
@@ -105,11 +149,6 @@ impl Safetensors {
     /// Where the rows of `name` are in a larger matrix.
     fn place(&self, name: &str) -> Option<Place> {
         self.fused?.place(name)
-    }
-
-    /// The files, with their sizes in bytes.
-    pub(crate) fn files(&self) -> impl Iterator<Item = (&Path, u64)> {
-        self.shards.iter().map(|shard| (shard.path.as_path(), shard.size))
     }
 }
 
@@ -132,12 +171,8 @@ impl Weights for Safetensors {
             rows: shape[0],
             all: shape[0],
         });
-        let missing = || Error::corrupt(OPERATION, "the tensor is missing").with("tensor", &name);
-        let (shard, found) = self.find(&name).ok_or_else(missing)?;
         let whole = [&[all], &shape[1..]].concat();
-        let values = shard
-            .read(&found, &whole, first..first + rows)
-            .map_err(|error| error.with("path", shard.path.display()))?;
+        let values = self.rows(&name, &whole, first..first + rows)?;
         Tensor::from_vec(values, shape, device).map(Stored::Dense).map_err(tensor_error(OPERATION))
     }
 }

@@ -24,6 +24,7 @@ use super::{
     adapter::{Adapter, Module, Place, Worn},
     config::{Activation, DecoderConfig},
     files::{Stored, Weights},
+    tensors::tensors,
 };
 use crate::{
     device::tensor_error,
@@ -113,14 +114,13 @@ type Masks = BTreeMap<Option<usize>, Option<Tensor>>;
 pub(super) enum Wanted {
     None,
     Last,
-    #[cfg_attr(not(test), allow(dead_code))]
     All,
 }
 
 impl Network {
     /// What the weights take in memory, in bytes.
     pub(super) fn bytes(config: &DecoderConfig, weights: &dyn Weights) -> u64 {
-        names(config).iter().map(|name| weights.bytes(name)).sum()
+        tensors(config).iter().map(|tensor| weights.bytes(&tensor.name)).sum()
     }
 
     /// Reads the weights.
@@ -402,22 +402,4 @@ impl Norm {
         }
         operators.rms_norm(x, &(&self.scale + self.offset)?, self.epsilon)
     }
-}
-
-/// The names of all tensors that the network may have.
-fn names(config: &DecoderConfig) -> Vec<String> {
-    let mut names = vec!["model.embed_tokens.weight".to_owned(), "model.norm.weight".to_owned()];
-    if !config.tied {
-        names.push("lm_head.weight".to_owned());
-    }
-    let parts = ["q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"].map(|part| format!("self_attn.{part}"));
-    let forward = ["gate_proj", "up_proj", "down_proj"].map(|part| format!("mlp.{part}"));
-    let norms =
-        ["input", "post_attention", "pre_feedforward", "post_feedforward"].map(|place| format!("{place}_layernorm"));
-    for layer in 0..config.layers() {
-        for part in parts.iter().chain(&forward).chain(&norms) {
-            names.extend(["weight", "bias"].map(|kind| format!("model.layers.{layer}.{part}.{kind}")));
-        }
-    }
-    names
 }

@@ -17,12 +17,12 @@ const FUEL: u64 = 20_000_000;
 
 /// The templates that a model's files hold, and the tokens that they name.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Sources {
-    pub(super) default: Option<String>,
+pub(crate) struct Sources {
+    pub(crate) default: Option<String>,
     /// The template for requests with tools, where it is another.
-    pub(super) tool_use: Option<String>,
+    pub(crate) tool_use: Option<String>,
     /// Texts of special tokens by name, such as `bos_token`.
-    pub(super) tokens: BTreeMap<String, String>,
+    pub(crate) tokens: BTreeMap<String, String>,
 }
 
 /// What a template is filled with.

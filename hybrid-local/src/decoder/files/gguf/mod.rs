@@ -8,26 +8,35 @@ mod tokenizer;
 mod weights;
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{Cursor, Read},
     panic::catch_unwind,
     path::Path,
 };
 
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::{
+    GgmlDType,
+    gguf_file::{Content, Value},
+};
 use hybrid_core::{Error, Result};
 
+pub(crate) use self::{
+    tokenizer::{LLAMA_3, QWEN_2},
+    weights::{heads_of, resident, theirs},
+};
 use super::ModelFiles;
 use crate::{
-    decoder::{defaults::GenerationConfig, template::Sources},
+    decoder::{config::DecoderConfig, defaults::GenerationConfig, template::Sources},
     files::{io_error, size},
 };
 
 const OPERATION: &str = "read GGUF file";
 /// Room for metadata and the list of tensors: a quarter of a million tokens with their merges take half of it.
-const MAX_HEADER_BYTES: u64 = 32 << 20;
+pub(crate) const MAX_HEADER_BYTES: u64 = 32 << 20;
 
-pub(super) fn open(path: &Path) -> Result<ModelFiles> {
+/// Reads the model in one file.
+pub(crate) fn open(path: &Path) -> Result<ModelFiles> {
     let named = |error: Error| error.with("path", path.display());
     let size = size(path)?;
     let file = File::open(path).map_err(|error| io_error(OPERATION, path, error))?;
@@ -64,6 +73,18 @@ pub(super) fn open(path: &Path) -> Result<ModelFiles> {
     }
     let weights = Box::new(weights::Blocks::new(path, size, content, &config));
     Ok(ModelFiles { config, weights, tokenizer, templates, defaults })
+}
+
+/// What a file's first bytes say of the network, and of which format each tensor is, by the files' names. What the file says of scaled positions in
+/// tensors of its own is not among these bytes.
+///
+/// # Errors
+/// `Corrupt` if the header is not whole, or as in [`open`].
+pub(crate) fn describe(head: &[u8]) -> Result<(DecoderConfig, BTreeMap<String, GgmlDType>)> {
+    let content = parse(head)?;
+    let config = config::read(&Metadata(&content), |_, length| Ok(vec![1.0; length]))?;
+    let formats = content.tensor_infos.into_iter().map(|(name, info)| (name, info.ggml_dtype));
+    Ok((config, formats.collect()))
 }
 
 fn parse(head: &[u8]) -> Result<Content> {

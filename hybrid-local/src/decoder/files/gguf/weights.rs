@@ -67,16 +67,7 @@ impl Blocks {
 
 impl Weights for Blocks {
     fn bytes(&self, name: &str) -> u64 {
-        let bytes = |info: &TensorInfo| {
-            let (elements, own) = (elements(info)? as u64, bytes_of(info)? as u64);
-            if plain(info.ggml_dtype).is_some() {
-                return Some(4 * elements);
-            }
-            let packed =
-                matrix(info.shape.dims()).and_then(|[rows, columns]| Packed::size(info.ggml_dtype, rows, columns));
-            // On processors the tensor library keeps a copy of other blocks in the order of its kernels.
-            Some(packed.unwrap_or(2 * own))
-        };
+        let bytes = |info: &TensorInfo| resident(info.ggml_dtype, info.shape.dims());
         match self.place(name) {
             Some(Place { name, rows, all, .. }) => {
                 self.info(&name).and_then(bytes).unwrap_or_default() / all as u64 * rows as u64
@@ -110,6 +101,16 @@ impl Weights for Blocks {
     }
 }
 
+/// What a tensor takes in memory, in bytes; `None` if its rows are no whole blocks.
+pub(crate) fn resident(kind: GgmlDType, shape: &[usize]) -> Option<u64> {
+    if plain(kind).is_some() {
+        return Some(4 * elements(shape)? as u64);
+    }
+    let packed = matrix(shape).and_then(|[rows, columns]| Packed::size(kind, rows, columns));
+    // On processors the tensor library keeps a copy of other blocks in the order of its kernels.
+    Some(packed.unwrap_or(2 * bytes_of(kind, shape)? as u64))
+}
+
 /// Reads the values of a tensor of one dimension that is no part of the network.
 pub(super) fn vector(content: &Content, path: &Path, size: u64, name: &str, length: usize) -> Result<Vec<f32>> {
     let info = content
@@ -124,7 +125,7 @@ pub(super) fn vector(content: &Content, path: &Path, size: u64, name: &str, leng
 
 fn read(content: &Content, info: &TensorInfo, path: &Path, size: u64, name: &str, shape: &[usize]) -> Result<Vec<u8>> {
     check_shape(name, info.shape.dims(), shape)?;
-    let bytes = bytes_of(info).ok_or_else(|| {
+    let bytes = bytes_of(info.ggml_dtype, info.shape.dims()).ok_or_else(|| {
         Error::corrupt(OPERATION, "the rows of the tensor are no whole blocks")
             .with("tensor", name)
             .with("shape", format_args!("{shape:?}"))
@@ -161,21 +162,21 @@ fn matrix(shape: &[usize]) -> Option<[usize; 2]> {
     shape.try_into().ok()
 }
 
-fn elements(info: &TensorInfo) -> Option<usize> {
-    info.shape.dims().iter().try_fold(1usize, |product, size| product.checked_mul(*size))
+fn elements(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size))
 }
 
-/// The tensor's bytes in the file; `None` if its rows are no whole blocks.
-fn bytes_of(info: &TensorInfo) -> Option<usize> {
-    let (block, columns) = (info.ggml_dtype.block_size(), *info.shape.dims().last()?);
+/// A tensor's bytes in a file; `None` if its rows are no whole blocks.
+fn bytes_of(kind: GgmlDType, shape: &[usize]) -> Option<usize> {
+    let (block, columns) = (kind.block_size(), *shape.last()?);
     if !columns.is_multiple_of(block) {
         return None;
     }
-    (elements(info)? / block).checked_mul(info.ggml_dtype.type_size())
+    (elements(shape)? / block).checked_mul(kind.type_size())
 }
 
 /// The file's name of a tensor, in a network with norms behind attention and feed-forward or without.
-fn theirs(name: &str, post_norms: bool) -> Option<String> {
+pub(crate) fn theirs(name: &str, post_norms: bool) -> Option<String> {
     let whole = match name {
         "model.embed_tokens.weight" => "token_embd.weight",
         "model.norm.weight" => "output_norm.weight",
@@ -206,7 +207,8 @@ fn theirs(name: &str, post_norms: bool) -> Option<String> {
     Some(whole.to_owned())
 }
 
-fn heads_of(name: &str, queries: usize, keys: usize) -> Option<usize> {
+/// The heads whose rows Llama's converter pairs, if the tensor has such rows.
+pub(crate) fn heads_of(name: &str, queries: usize, keys: usize) -> Option<usize> {
     match name.rsplit('.').nth(1) {
         Some("q_proj") => Some(queries),
         Some("k_proj") => Some(keys),
