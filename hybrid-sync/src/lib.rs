@@ -2,6 +2,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | `batch` | job kinds over files of rows: enrich, embed, summarise (feature `batch`) |
 //! | [`capture`] | carries judgments from a local outbox to datasets in the bucket |
 //! | [`job`] | the job and result documents, submitting and waiting |
 //! | [`live`] | follows a channel and swaps versions between two requests |
@@ -9,6 +10,8 @@
 //! | [`worker`] | runs jobs under leases, one result for each |
 
 mod backoff;
+#[cfg(feature = "batch")]
+pub mod batch;
 pub mod capture;
 pub mod job;
 pub mod live;

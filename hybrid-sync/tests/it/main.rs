@@ -3,6 +3,8 @@
 // Helpers of tests are tests too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[cfg(feature = "batch")]
+mod batch;
 mod capture;
 mod faults;
 mod job;

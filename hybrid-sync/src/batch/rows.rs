@@ -1,0 +1,115 @@
+//! The rows of a job's file.
+
+use bytes::{Bytes, BytesMut};
+use futures_util::TryStreamExt;
+use hybrid_core::{BoxStream, Error, Files, Result, StoredFile};
+use serde_json::{Map, Value};
+
+use crate::worker::JobContext;
+
+const OPERATION: &str = "read rows";
+/// The longest line, in bytes.
+const MAX_LINE_BYTES: usize = 1 << 20;
+
+/// A job's file.
+#[derive(Debug)]
+pub(super) struct Input {
+    pub(super) files: Files,
+    pub(super) file: StoredFile,
+}
+
+/// One row.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    /// Its line, from one; empty lines count too.
+    pub(super) line: u64,
+    pub(super) fields: Map<String, Value>,
+}
+
+impl Input {
+    /// The file that the job is about.
+    ///
+    /// # Errors
+    /// `InvalidInput` if it names none, or one that is not there.
+    pub(super) async fn open(cx: &JobContext) -> Result<Self> {
+        let refuse = |message: &'static str| Error::invalid(OPERATION, message).with("job", cx.job.id);
+        let id = cx.job.input.ok_or_else(|| refuse("the job names no input file"))?;
+        let files = Files::new(cx.store.clone(), cx.clock.clone());
+        let file = files.get(&cx.job.tenant, id).await?;
+        let file = file.ok_or_else(|| refuse("the input file is there no more").with("file", id))?;
+        Ok(Self { files, file })
+    }
+
+    pub(super) fn rows(&self, cx: &JobContext) -> Rows {
+        let parts = self.files.read(&cx.job.tenant, &self.file);
+        Rows { parts, buffer: BytesMut::new(), searched: 0, line: 0, ended: false }
+    }
+
+    /// Reads all rows, so that a line that is none is told before work has gone into others; answers with how many there are.
+    ///
+    /// # Errors
+    /// `InvalidInput` with the line's number, or if there is no row at all; those of the store.
+    pub(super) async fn count(&self, cx: &JobContext) -> Result<u64> {
+        let (mut rows, mut count) = (self.rows(cx), 0);
+        while rows.next().await?.is_some() {
+            count += 1;
+        }
+        if count == 0 {
+            return Err(Error::invalid(OPERATION, "the file has no rows").with("file", self.file.id));
+        }
+        Ok(count)
+    }
+}
+
+/// The rows one after the other; a part of the file and a line are in memory.
+pub(super) struct Rows {
+    parts: BoxStream<'static, Result<Bytes>>,
+    buffer: BytesMut,
+    /// How many bytes of the buffer have no line's end in them.
+    searched: usize,
+    line: u64,
+    ended: bool,
+}
+
+impl Rows {
+    /// The next row; `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Row>> {
+        loop {
+            let end = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n').map(|at| self.searched + at);
+            let line = match end {
+                Some(end) => {
+                    let line = self.buffer.split_to(end + 1);
+                    self.searched = 0;
+                    line
+                }
+                None if self.ended && self.buffer.is_empty() => return Ok(None),
+                None if self.ended => self.buffer.split(),
+                None => {
+                    self.searched = self.buffer.len();
+                    self.fits(self.buffer.len())?;
+                    match self.parts.try_next().await? {
+                        Some(part) => self.buffer.extend_from_slice(&part),
+                        None => (self.ended, self.searched) = (true, 0),
+                    }
+                    continue;
+                }
+            };
+            self.fits(line.len())?;
+            self.line += 1;
+            if line.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            let fields = serde_json::from_slice(&line).map_err(|error| {
+                Error::invalid(OPERATION, "the line is no JSON object").with("line", self.line).with_source(error)
+            })?;
+            return Ok(Some(Row { line: self.line, fields }));
+        }
+    }
+
+    fn fits(&self, length: usize) -> Result<()> {
+        if length <= MAX_LINE_BYTES {
+            return Ok(());
+        }
+        Err(Error::invalid(OPERATION, "the line is too long").with("line", self.line + 1).with("limit", MAX_LINE_BYTES))
+    }
+}
