@@ -84,10 +84,12 @@ async fn answers_say_how_long_they_are_and_why_they_ended() {
         let Reply { response, meta } = ask(&*backend, short("ten rolls", 9)).await;
         assert_eq!(response.choices[0].stop_reason, StopReason::MaxTokens, "{name}");
         assert_eq!((meta.usage.output_tokens, meta.notes.len()), (9, 0));
-        assert!((10..60).contains(&meta.usage.input_tokens), "{:?}", meta.usage);
+        let prompt = meta.usage.input_tokens;
+        assert!((10..60).contains(&prompt), "{:?}", meta.usage);
         // Without a limit the answer ends by itself, or where the 256 positions of these models end.
         let Reply { response, meta } = ask(&*backend, ChatRequest::user("ten rolls")).await;
-        assert!(meta.usage.cache_read_tokens > 9, "the prompt was read before: {:?}", meta.usage);
+        // The prompt was read before; only a very short one is not worth keeping.
+        assert_eq!(meta.usage.cache_read_tokens > 9, prompt > 16, "{name}: {:?}", meta.usage);
         let full = meta.usage.total_input_tokens() + meta.usage.output_tokens == 256;
         let expected = if full { StopReason::ContextWindowExceeded } else { StopReason::EndTurn };
         assert_eq!(response.choices[0].stop_reason, expected, "{name}");
