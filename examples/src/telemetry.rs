@@ -54,6 +54,7 @@ pub(crate) mod exporter {
     const LAST_EXPORT: Duration = Duration::from_secs(5);
 
     /// How long an answer's end waits for the collector.
+    #[cfg(feature = "lambda")]
     const EACH_EXPORT: Duration = Duration::from_secs(1);
 
     #[derive(Clone)]
@@ -87,6 +88,7 @@ pub(crate) mod exporter {
 
     impl Exporter {
         /// Sends what there is, if the collector takes it soon; what it does not take is tried again with what comes.
+        #[cfg(feature = "lambda")]
         pub(crate) async fn flush(&self) {
             if let Err(error) = self.telemetry.flush(EACH_EXPORT).await {
                 tracing::warn!(%error, "telemetry was not sent in time");
@@ -122,6 +124,7 @@ pub(crate) mod exporter {
     }
 
     impl Exporter {
+        #[cfg(feature = "lambda")]
         pub(crate) async fn flush(&self) {}
 
         pub(crate) async fn stop(self) {}
