@@ -65,7 +65,8 @@ async fn each_error_is_tried_as_often_as_the_table_says() {
 async fn a_connection_that_breaks_is_tried_again_and_an_answer_that_cannot_be_read_is_not() {
     let broken = || Reply::from(Answer::text("hi")).with_fault(Fault::CutAt(9));
     assert_eq!(calls(broken).await, (3, ErrorKind::Unavailable));
-    let garbled = || Reply::from(Answer::text("hi")).with_fault(Fault::GarbleAt(0));
+    // A quotation mark of the whole answer, a checksum of the stream's first frame.
+    let garbled = || Reply::from(Answer::text("hi")).with_fault(Fault::GarbleAt(11));
     assert_eq!(calls(garbled).await, (1, ErrorKind::Corrupt));
 }
 
