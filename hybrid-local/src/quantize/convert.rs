@@ -37,7 +37,7 @@ const SYNC_BYTES: u64 = 64 << 20;
 /// - Reading back compares how the file's tokenizer reads a handful of texts with the folder's, so that a way of splitting that the
 ///   format names but does not describe is not taken for another.
 ///
-/// How good the result is, is measured by [`compare`](super::compare).
+/// How good the result is, is measured by [`Comparison`](super::Comparison).
 ///
 /// ```no_run
 /// # async fn quantize() -> hybrid_core::Result<()> {

@@ -13,7 +13,7 @@ const MIN_PREDICTIONS: usize = 32;
 /// Compares a model with the one that it was made of, on a text.
 ///
 /// # Behavior
-/// - The text is cut into windows of [`context`](Self::context) tokens, and each is read by both; what each model expects after every token but
+/// - The text is cut into windows of [`with_context`](Self::with_context) tokens, and each is read by both; what each model expects after every token but
 ///   the window's first is compared. Nothing is drawn by chance: the same files and text give the same report on the same device.
 /// - Both models are in memory together, in single precision where they are not in blocks.
 ///
