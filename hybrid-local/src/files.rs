@@ -11,6 +11,7 @@ use hybrid_core::{Error, ErrorKind, Result};
 pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 /// Tensors in one file.
+#[cfg(any(feature = "classifier", feature = "embedder"))]
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 /// Room for a configuration, or for the header of a file of tensors.
 pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
