@@ -96,13 +96,14 @@ pub fn run(file: &Path) {
     let loader = DecoderLoader::new(Device::cpu()).with_context(1_024);
     let backend = must(runtime.block_on(loader.open(file, ServedModel::named("random"))));
     // So many letters make about so many tokens as are wanted.
-    let mut letters = 4 * PROMPT as usize;
-    for _ in 0..3 {
-        let (tokens, _) = runtime.block_on(round(&*backend, letters, 0, 1));
+    // Each prompt is of its own, or it would be found read.
+    let mut letters = 2 * PROMPT as usize;
+    for seed in 0..3 {
+        let (tokens, _) = runtime.block_on(round(&*backend, letters, seed, 1));
         letters = letters * PROMPT as usize / tokens as usize;
     }
     for (number, _) in stdin().lines().enumerate() {
-        let (_, rates) = runtime.block_on(round(&*backend, letters, number as u64 + 1, ANSWER + 1));
+        let (_, rates) = runtime.block_on(round(&*backend, letters, number as u64 + 3, ANSWER + 1));
         println!("{}", must(serde_json::to_string(&rates)));
     }
 }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use hybrid_core::{
-    ArtifactStoreExt, CallContext, ChannelName, Digest, Document, Error, ErrorKind, FileId, FileUpload, Files,
-    ModelName, NewFile, RequestId, Result, task::ClassifyRequest,
+    ArtifactStoreExt, CallContext, ChannelName, Digest, Document, Error, ErrorKind, FileUpload, Files, ModelName,
+    NewFile, Result, task::ClassifyRequest,
 };
 use hybrid_local::{Device, DeviceChoice, TextClassifierLoader};
 use hybrid_sync::{
@@ -123,8 +123,8 @@ impl JobHandler for LabelHandler {
         let serving = Serving::load(cx, version, &self.trust, &self.cache, &self.loader).await?;
 
         let mut answers = Answers {
-            call: call(cx)?,
-            upload: files.upload(&cx.job.tenant, output_id(cx)),
+            call: cx.call()?,
+            upload: files.upload(&cx.job.tenant, cx.output_file()),
             serving,
             waiting: Vec::new(),
             labels: BTreeMap::new(),
@@ -195,22 +195,4 @@ impl Answers {
         let version = self.serving.manifest.version;
         Ok(Labelled { output_file_id: format!("file-{}", file.id), version, labels: self.labels })
     }
-}
-
-/// The id of a job's file of answers, the same in each attempt: a version 7 UUID of the time of the order.
-fn output_id(cx: &JobContext) -> FileId {
-    let mut random = [0; 10];
-    random.copy_from_slice(&Digest::of(cx.job.id.as_uuid().as_bytes()).as_bytes()[..10]);
-    let millis = u64::try_from(cx.job.submitted.unix_micros() / 1000).unwrap_or_default();
-    FileId::from_uuid(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
-}
-
-fn call(cx: &JobContext) -> Result<CallContext> {
-    let request = match &cx.job.request {
-        Some(request) => request.clone(),
-        None => cx.job.id.to_string().parse::<RequestId>()?,
-    };
-    let mut call = CallContext::new(cx.job.tenant.clone(), request);
-    (call.cancel, call.clock, call.trace) = (cx.cancel.clone(), Arc::clone(&cx.clock), cx.job.trace.clone());
-    Ok(call)
 }

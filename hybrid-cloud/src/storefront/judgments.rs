@@ -164,10 +164,12 @@ fn id_of(admitted: &Admitted, key: &RequestId, judgment: &Judgment) -> Result<Ju
     let dataset = Some(admitted.dataset()?);
     let content =
         (&admitted.principal().tenant, dataset, key, (task, input, decision, answer, model, request, by, tags));
-    let content = serde_json::to_vec(&content)
+    let mut content = serde_json::to_value(content)
         .map_err(|error| Error::internal("identify judgment", "the judgment cannot be written").with_source(error))?;
+    // Whoever sends it again may write its keys in another order.
+    content.sort_all_objects();
     let mut bytes = [0; 16];
-    bytes.copy_from_slice(&Digest::of(&content).as_bytes()[..16]);
+    bytes.copy_from_slice(&Digest::of(content.to_string().as_bytes()).as_bytes()[..16]);
     Ok(JudgmentId::from_uuid(uuid::Builder::from_custom_bytes(bytes).into_uuid()))
 }
 

@@ -40,7 +40,7 @@ const DEFAULT_CONTEXT: usize = 4_096;
 ///   for and the model cannot do with `Unsupported`, which names the field. What changes nothing of the answer is left out with the note
 ///   `ignored`.
 /// - Where a request leaves open how tokens are drawn, the model's `generation_config.json` says it; without one the likeliest token is
-///   taken. The same seed gives the same answer on the same device. A request without a seed has one made of its id.
+///   taken. The same seed draws alike on the same device. A request without a seed has one made of its id.
 /// - Requests are answered side by side: each pass over the weights reads a token of every answer and some of the prompts that have come, so
 ///   that a long prompt does not keep the other answers waiting. What an answer says does not depend on what is beside it, but for the last
 ///   bits of sums that are taken in another order. One that is cancelled, late or not read any more ends between two passes; a backend that

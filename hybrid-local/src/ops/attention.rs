@@ -8,8 +8,8 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    fused::{slice, tensor},
-    kernels::{Strides, dot, padded, product, softmax, vectorised},
+    fused::{cpu_slice, slice, tensor},
+    kernels::{Strides, padded, product, softmax, softmax_slopes, vectorised},
 };
 
 /// Texts that lie one after another in the rows of a tensor.
@@ -40,6 +40,12 @@ impl Spans {
     pub(crate) fn rows(&self) -> usize {
         self.0.last().copied().unwrap_or_default()
     }
+
+    /// Each of `heads` heads of each text.
+    pub(super) fn units(&self, heads: usize) -> Vec<Unit> {
+        let all = self.iter().flat_map(|(start, length)| (0..heads).map(move |head| Unit { start, length, head }));
+        all.collect()
+    }
 }
 
 /// `softmax(Q Kᵀ / √d) V` for each head of each text; queries, keys and values are `[rows, heads · d]`.
@@ -67,8 +73,7 @@ pub(super) struct Width {
 
 impl Attention {
     fn units(&self) -> Vec<Unit> {
-        let heads = self.heads;
-        self.spans.iter().flat_map(|(start, length)| (0..heads).map(move |head| Unit { start, length, head })).collect()
+        self.spans.units(self.heads)
     }
 
     fn width(&self, hidden: usize) -> Width {
@@ -82,10 +87,7 @@ impl Attention {
         for (unit, values) in self.units().into_iter().zip(units) {
             let size = unit.length * stride;
             for (whole, part) in wholes.iter_mut().zip(values.chunks_exact(size)) {
-                for (row, values) in part.chunks_exact(stride).enumerate() {
-                    let from = (unit.start + row) * width.hidden + unit.head * width.head;
-                    whole[from..from + width.head].copy_from_slice(&values[..width.head]);
-                }
+                unit.put(whole, width, part);
             }
         }
         wholes
@@ -96,6 +98,14 @@ impl Unit {
     fn rows(self, values: &[f32], width: Width) -> impl Iterator<Item = &[f32]> {
         let first = self.start * width.hidden + self.head * width.head;
         (0..self.length).map(move |row| &values[first + row * width.hidden..][..width.head])
+    }
+
+    /// Puts `[length, padded head]` values at the unit's place in a tensor of all rows.
+    pub(super) fn put(self, whole: &mut [f32], width: Width, values: &[f32]) {
+        for (row, values) in values.chunks_exact(padded(width.head)).enumerate() {
+            let from = (self.start + row) * width.hidden + self.head * width.head;
+            whole[from..from + width.head].copy_from_slice(&values[..width.head]);
+        }
     }
 
     /// The unit's rows as `[length, padded head]`, times `factor`.
@@ -160,12 +170,7 @@ impl Unit {
         // Of the shares first, then, through the softmax, of the scores.
         let mut scores = vec![0f32; length * columns];
         product(&mut scores, &gradient, Strides(stride, 1), &self.down(values, width), width.head, columns);
-        for (row, shares) in scores.chunks_exact_mut(columns).zip(shares.chunks_exact(columns)) {
-            let mean = dot(row, shares);
-            for (value, share) in row.iter_mut().zip(shares) {
-                *value = share * (*value - mean);
-            }
-        }
+        softmax_slopes(&mut scores, &shares, columns);
         let mut out = vec![0f32; 3 * length * stride];
         let (of_queries, rest) = out.split_at_mut(length * stride);
         let (of_keys, of_values) = rest.split_at_mut(length * stride);
@@ -212,14 +217,8 @@ impl CustomOp3 for Attention {
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let gradient = gradient.contiguous()?;
-        let read = [queries.storage_and_layout(), keys.storage_and_layout(), values.storage_and_layout()];
-        let of_gradient = gradient.storage_and_layout();
-        let inputs = [
-            super::fused::cpu_slice(&read[0])?,
-            super::fused::cpu_slice(&read[1])?,
-            super::fused::cpu_slice(&read[2])?,
-            super::fused::cpu_slice(&of_gradient)?,
-        ];
+        let read = [queries, keys, values, &gradient].map(Tensor::storage_and_layout);
+        let inputs = [cpu_slice(&read[0])?, cpu_slice(&read[1])?, cpu_slice(&read[2])?, cpu_slice(&read[3])?];
         let width = self.width(gradient.dim(1)?);
         let unit = |unit: Unit| vectorised(|| unit.backward(inputs, width));
         let units: Vec<_> = self.units().into_par_iter().map(unit).collect();

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::{
     attention::{Spans, Unit, Width},
     fused::{cpu_slice, slice, tensor},
-    kernels::{Strides, add, dot, padded, product, softmax, vectorised},
+    kernels::{Strides, add, padded, product, softmax, softmax_slopes, vectorised},
 };
 
 /// `softmax(scale Q Kᵀ) V` for each head: queries are `[rows, heads · size]`, keys and values `[rows, key heads · size]`.
@@ -32,8 +32,7 @@ struct Widths {
 impl Causal {
     /// A head of keys of each sequence.
     fn units(&self) -> Vec<Unit> {
-        let heads = self.key_heads;
-        self.spans.iter().flat_map(|(start, length)| (0..heads).map(move |head| Unit { start, length, head })).collect()
+        self.spans.units(self.key_heads)
     }
 
     fn widths(&self, columns: usize) -> Widths {
@@ -95,12 +94,7 @@ impl Causal {
             // Of the shares first, then, through the softmax, of the scores.
             let mut scores = vec![0f32; length * columns];
             product(&mut scores, &gradient, Strides(stride, 1), &values_down, size, columns);
-            for (row, shares) in scores.chunks_exact_mut(columns).zip(shares.chunks_exact(columns)) {
-                let mean = dot(row, shares);
-                for (value, share) in row.iter_mut().zip(shares) {
-                    *value = share * (*value - mean);
-                }
-            }
+            softmax_slopes(&mut scores, &shares, columns);
             let (of_keys, of_values) = all[..2 * part].split_at_mut(part);
             product(&mut own, &scores, Strides(1, columns), &queries, length, stride);
             add(of_keys, &own);
@@ -110,14 +104,6 @@ impl Causal {
             all.extend_from_slice(&own);
         }
         all
-    }
-}
-
-/// Puts a unit's `[length, padded size]` rows at its place in a tensor of all rows.
-fn put(whole: &mut [f32], unit: Unit, width: Width, rows: &[f32]) {
-    for (row, values) in rows.chunks_exact(padded(width.head)).enumerate() {
-        let from = (unit.start + row) * width.hidden + unit.head * width.head;
-        whole[from..from + width.head].copy_from_slice(&values[..width.head]);
     }
 }
 
@@ -144,7 +130,7 @@ impl CustomOp3 for Causal {
             let part = unit.length * padded(widths.keys.head);
             self.sharing(unit)
                 .zip(rows.chunks_exact(part))
-                .for_each(|(head, rows)| put(&mut out, head, widths.queries, rows));
+                .for_each(|(head, rows)| head.put(&mut out, widths.queries, rows));
         }
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
@@ -169,9 +155,9 @@ impl CustomOp3 for Causal {
             let mut parts = rows.chunks_exact(part);
             let [of_queries, of_keys, of_values] = &mut out;
             for (of, rows) in [of_keys, of_values].into_iter().zip(&mut parts) {
-                put(of, unit, widths.keys, rows);
+                unit.put(of, widths.keys, rows);
             }
-            self.sharing(unit).zip(parts).for_each(|(head, rows)| put(of_queries, head, widths.queries, rows));
+            self.sharing(unit).zip(parts).for_each(|(head, rows)| head.put(of_queries, widths.queries, rows));
         }
         let [of_queries, of_keys, of_values] = out;
         Ok((

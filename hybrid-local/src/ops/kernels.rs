@@ -154,6 +154,17 @@ pub(super) fn softmax(row: &mut [f32]) {
     }
 }
 
+/// Takes gradients of rows' softmax, in `slopes`, to those of what it was taken of; `shares` is what it gave.
+#[inline(always)]
+pub(super) fn softmax_slopes(slopes: &mut [f32], shares: &[f32], columns: usize) {
+    for (row, shares) in slopes.chunks_exact_mut(columns).zip(shares.chunks_exact(columns)) {
+        let mean = dot(row, shares);
+        for (value, share) in row.iter_mut().zip(shares) {
+            *value = share * (*value - mean);
+        }
+    }
+}
+
 /// The least multiple of the register block that holds `columns`.
 #[inline(always)]
 pub(super) fn padded(columns: usize) -> usize {

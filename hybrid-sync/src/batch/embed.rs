@@ -194,39 +194,23 @@ impl JobHandler for EmbedRows {
         let (mut rows, mut result) = (input.rows(cx), Embedded::default());
         loop {
             cx.progress.report(ProgressEvent::new(Self::KIND, result.rows, total, "rows"));
+            let mut read = 0;
             let made = match steps.get(result.rows).await? {
-                Some(made) => {
-                    let made = read(&made)?;
-                    for _ in 0..made.rows {
-                        rows.next().await?;
-                    }
-                    made
-                }
+                Some(made) => made,
                 None => {
-                    let mut some = Vec::new();
-                    while some.len() < self.options.step()
-                        && let Some(row) = rows.next().await?
-                    {
-                        some.push(row);
-                    }
+                    let some = rows.take(self.options.step()).await?;
                     if some.is_empty() {
                         break;
                     }
-                    let count = some.len() as u64;
+                    read = some.len() as u64;
                     let made = self.step(cx, &call, &job, some).await?;
                     let bytes = serde_json::to_vec(&made)
                         .map_err(|error| Error::internal(OPERATION, "the step cannot be written").with_source(error))?;
-                    let made = read(&steps.put(result.rows, bytes.into()).await?)?;
-                    if made.rows != count {
-                        // Another attempt has cut the rows otherwise.
-                        rows = input.rows(cx);
-                        for _ in 0..result.rows + made.rows {
-                            rows.next().await?;
-                        }
-                    }
-                    made
+                    steps.put(result.rows, bytes.into()).await?
                 }
             };
+            let made = parse(&made)?;
+            input.follow(cx, &mut rows, result.rows, read, made.rows).await?;
             result.rows += made.rows;
             result.failed += made.failed;
             let room = SHOWN.saturating_sub(result.failures.len());
@@ -237,7 +221,7 @@ impl JobHandler for EmbedRows {
     }
 }
 
-fn read(step: &[u8]) -> Result<Embedded> {
+fn parse(step: &[u8]) -> Result<Embedded> {
     let made: Embedded = serde_json::from_slice(step)
         .map_err(|error| Error::corrupt(OPERATION, "a step of an earlier attempt is damaged").with_source(error))?;
     if made.rows == 0 {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    BatchOptions, Template, add, output_file,
+    BatchOptions, Template, add,
     rows::{Input, Row},
     steps::Steps,
 };
@@ -112,7 +112,7 @@ impl JobHandler for Enrich {
     async fn run(&self, cx: &JobContext, job: EnrichJob) -> Result<Enriched> {
         let schema = validator(&job)?;
         let input = Input::open(cx).await?;
-        let name = output_file(cx);
+        let name = cx.output_file();
         let report = |done: u64, total| cx.progress.report(ProgressEvent::new(Self::KIND, done, total, "rows"));
         let mut tally = Tally {
             result: Enriched { output_file_id: format!("file-{name}"), constrained: true, ..Enriched::default() },
@@ -136,35 +136,20 @@ impl JobHandler for Enrich {
         let (mut rows, mut done) = (input.rows(cx), 0);
         report(0, total);
         loop {
+            let mut read = 0;
             let made = match steps.get(done).await? {
                 Some(made) => made,
                 None => {
-                    let mut some = Vec::new();
-                    while some.len() < self.options.step()
-                        && let Some(row) = rows.next().await?
-                    {
-                        some.push(row);
-                    }
+                    let some = rows.take(self.options.step()).await?;
                     if some.is_empty() {
                         break;
                     }
-                    let count = some.len();
-                    let made = self.step(&asking, some).await?;
-                    let made = steps.put(done, made).await?;
-                    // Another attempt may have cut the rows otherwise.
-                    let theirs = made.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
-                    if theirs != count {
-                        rows = input.rows(cx);
-                        skip(&mut rows, done + theirs as u64).await?;
-                    }
-                    done += tally.lines(&made)?;
-                    upload.write(made).await?;
-                    report(done, total);
-                    continue;
+                    read = some.len() as u64;
+                    steps.put(done, self.step(&asking, some).await?).await?
                 }
             };
             let found = tally.lines(&made)?;
-            skip(&mut rows, found).await?;
+            input.follow(cx, &mut rows, done, read, found).await?;
             done += found;
             upload.write(made).await?;
             report(done, total);
@@ -173,13 +158,6 @@ impl JobHandler for Enrich {
         steps.clear().await?;
         Ok(tally.result)
     }
-}
-
-async fn skip(rows: &mut super::rows::Rows, count: u64) -> Result<()> {
-    for _ in 0..count {
-        rows.next().await?;
-    }
-    Ok(())
 }
 
 struct Tally {

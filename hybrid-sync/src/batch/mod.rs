@@ -25,9 +25,7 @@ mod steps;
 mod summarise;
 mod template;
 
-use std::sync::Arc;
-
-use hybrid_core::{CallContext, DataPolicy, Digest, FileId, RequestId, Result, Usage};
+use hybrid_core::{CallContext, DataPolicy, Result, Usage};
 
 pub use embed::{EmbedJob, EmbedRows, Embedded, RowFailure};
 pub use enrich::{Enrich, EnrichJob, Enriched};
@@ -64,32 +62,10 @@ impl BatchOptions {
 
     /// The context of a call for a job.
     fn call(&self, cx: &JobContext) -> Result<CallContext> {
-        let mut call = call_context(cx)?;
+        let mut call = cx.call()?;
         call.policy = self.policy.clone();
         Ok(call)
     }
-}
-
-/// The context of a call that a job makes: in the name of the request that ordered it, and ended with the job's lease.
-///
-/// # Errors
-/// Never for valid ids; the request id's own rule otherwise.
-pub fn call_context(cx: &JobContext) -> Result<CallContext> {
-    let request = match &cx.job.request {
-        Some(request) => request.clone(),
-        None => cx.job.id.to_string().parse::<RequestId>()?,
-    };
-    let mut call = CallContext::new(cx.job.tenant.clone(), request);
-    (call.cancel, call.clock, call.trace) = (cx.cancel.clone(), Arc::clone(&cx.clock), cx.job.trace.clone());
-    Ok(call)
-}
-
-/// The id of a job's file of answers, the same in each attempt: a version 7 UUID of the time of the order.
-pub fn output_file(cx: &JobContext) -> FileId {
-    let mut random = [0; 10];
-    random.copy_from_slice(&Digest::of(cx.job.id.as_uuid().as_bytes()).as_bytes()[..10]);
-    let millis = u64::try_from(cx.job.submitted.unix_micros() / 1000).unwrap_or_default();
-    FileId::from_uuid(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
 }
 
 fn add(all: &mut Usage, one: &Usage) {

@@ -59,6 +59,15 @@ impl Input {
         }
         Ok(count)
     }
+
+    /// Brings `rows`, which is `read` rows behind the first `done`, to the end of a step of `made` rows: another attempt may have cut them otherwise.
+    pub(super) async fn follow(&self, cx: &JobContext, rows: &mut Rows, done: u64, read: u64, made: u64) -> Result<()> {
+        if read <= made {
+            return rows.skip(made - read).await;
+        }
+        *rows = self.rows(cx);
+        rows.skip(done + made).await
+    }
 }
 
 /// The rows one after the other; a part of the file and a line are in memory.
@@ -104,6 +113,24 @@ impl Rows {
             })?;
             return Ok(Some(Row { line: self.line, fields }));
         }
+    }
+
+    /// The next rows, `most` of them as long as there are so many.
+    pub(super) async fn take(&mut self, most: usize) -> Result<Vec<Row>> {
+        let mut some = Vec::new();
+        while some.len() < most
+            && let Some(row) = self.next().await?
+        {
+            some.push(row);
+        }
+        Ok(some)
+    }
+
+    async fn skip(&mut self, count: u64) -> Result<()> {
+        for _ in 0..count {
+            self.next().await?;
+        }
+        Ok(())
     }
 
     fn fits(&self, length: usize) -> Result<()> {

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use hybrid_core::{ArtifactStore, Cancellation, Clock, Error, Key, Progress, Result};
+use hybrid_core::{
+    ArtifactStore, CallContext, Cancellation, Clock, Digest, Error, FileId, Key, Progress, RequestId, Result,
+};
 
 use crate::job::Job;
 
@@ -34,5 +36,27 @@ impl JobContext {
             return Err(Error::invalid("name effect", "the name is the result's; choose another").with("job", id));
         }
         Key::new(format!("t/{tenant}/jobs/{id}/{name}"))
+    }
+
+    /// The context of a call that the job makes: in the name of the request that ordered it, and ended with the job's lease. Its data may go anywhere.
+    ///
+    /// # Errors
+    /// Those of a [`RequestId`], which a job's id always keeps.
+    pub fn call(&self) -> Result<CallContext> {
+        let request = match &self.job.request {
+            Some(request) => request.clone(),
+            None => self.job.id.to_string().parse::<RequestId>()?,
+        };
+        let mut call = CallContext::new(self.job.tenant.clone(), request);
+        (call.cancel, call.clock, call.trace) = (self.cancel.clone(), Arc::clone(&self.clock), self.job.trace.clone());
+        Ok(call)
+    }
+
+    /// The id of the job's file of answers, the same in each attempt: a version 7 UUID of the time of the order.
+    pub fn output_file(&self) -> FileId {
+        let mut random = [0; 10];
+        random.copy_from_slice(&Digest::of(self.job.id.as_uuid().as_bytes()).as_bytes()[..10]);
+        let millis = u64::try_from(self.job.submitted.unix_micros() / 1000).unwrap_or_default();
+        FileId::from_uuid(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
     }
 }

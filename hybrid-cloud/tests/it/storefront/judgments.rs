@@ -61,12 +61,15 @@ async fn a_plain_text_is_the_same_input_as_an_object_with_it() {
 async fn a_retry_under_one_key_is_one_event_and_outlives_no_correction() {
     let (clock, sink) = (noon(), Arc::<Sink>::default());
     let router = shop(&clock, &sink);
-    let wrong = json!({ "input": "nuts?", "label": "order", "idempotency_key": "row-1" });
+    let written =
+        |answer: Value| json!({ "input": "nuts?", "label": "order", "answer": answer, "idempotency_key": "row-1" });
+    let wrong = written(json!({ "label": "hours", "scores": { "hours": 1, "order": 0 } }));
     let first = judge(&router, &wrong).await;
     clock.advance(Duration::from_secs(1));
     judge(&router, &json!({ "input": "nuts?", "label": "allergy", "idempotency_key": "row-2" })).await;
     clock.advance(Duration::from_secs(1));
-    let retry = judge(&router, &wrong).await;
+    // The order of keys says nothing.
+    let retry = judge(&router, &written(json!({ "scores": { "order": 0, "hours": 1 }, "label": "hours" }))).await;
     assert_eq!(first.body, retry.body);
     let folded = fold_judgments(sink.judgments()).unwrap();
     assert_eq!((sink.judgments().len(), folded.len(), &folded[0].decision), (3, 1, &json!({ "label": "allergy" })));
