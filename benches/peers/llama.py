@@ -2,7 +2,12 @@
 
     pip install llama-cpp-python==0.3.36 gguf==0.17.1
     llama.py make FOLDER        writes qwen3-{q4_k_m,q4_0,q8_0}.gguf, of the sizes of Qwen3-0.6B, unless they are there
-    llama.py run FILE THREADS   for every line of input a prompt of 512 tokens and 64 more: a line of JSON with tokens a second and MiB
+    llama.py run FILE THREADS STREAMS
+                                for every line of input a prompt of 512 tokens and 64 more, or as many prompts and answers of 64 tokens as
+                                there are streams: a line of JSON with tokens a second and MiB
+
+Streams are what the slots of llama.cpp's server are, sequences of their own with a token each in every batch, without what the server adds:
+no token is drawn, no text is made, and what comes next is known beforehand.
 """
 
 import ctypes
@@ -17,7 +22,7 @@ import llama_cpp as llama
 
 LAYERS, HIDDEN, INNER, VOCABULARY, HEADS, KEY_HEADS, SIZE = 28, 1024, 3072, 151_936, 16, 8, 128
 KINDS = {"q4_k_m": llama.LLAMA_FTYPE_MOSTLY_Q4_K_M, "q4_0": llama.LLAMA_FTYPE_MOSTLY_Q4_0, "q8_0": llama.LLAMA_FTYPE_MOSTLY_Q8_0}
-PROMPT, ANSWER = 512, 64
+PROMPT, ANSWER, SHORT_PROMPT = 512, 64, 64
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -105,29 +110,63 @@ def make(folder):
     os.remove(whole)
 
 
-def run(path, threads):
+def run(path, threads, streams):
     model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
     parameters = llama.llama_context_default_params()
     parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = 1_024, PROMPT, PROMPT
     parameters.n_threads = parameters.n_threads_batch = threads
+    # By default each has a cache of its own, which is the faster way for sequences that have nothing in common.
+    parameters.n_seq_max = streams
     context = llama.llama_init_from_model(model, parameters)
+    measure = alone if streams == 1 else together
+    for number, _ in enumerate(sys.stdin):
+        llama.llama_memory_clear(llama.llama_get_memory(context), True)
+        rates = measure(context, number, streams)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1_024
+        print(json.dumps(rates | {"peak_mib": peak}), flush=True)
 
+
+def alone(context, number, _):
     def decode(tokens):
         # The batch does not keep what it points to.
         array = (llama.llama_token * len(tokens))(*tokens)
         assert not llama.llama_decode(context, llama.llama_batch_get_one(array, len(tokens)))
         llama.llama_synchronize(context)
 
-    for number, _ in enumerate(sys.stdin):
-        llama.llama_memory_clear(llama.llama_get_memory(context), True)
-        start = time.perf_counter()
-        decode([(7 + number + i * 7_919) % 150_000 for i in range(PROMPT)])
-        read = time.perf_counter()
-        for i in range(ANSWER):
-            decode([i * 977 % 150_000])
-        rates = {"prefill": PROMPT / (read - start), "decode": ANSWER / (time.perf_counter() - read)}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1_024
-        print(json.dumps(rates | {"peak_mib": peak}), flush=True)
+    start = time.perf_counter()
+    decode([(7 + number + i * 7_919) % 150_000 for i in range(PROMPT)])
+    read = time.perf_counter()
+    for i in range(ANSWER):
+        decode([i * 977 % 150_000])
+    return {"prefill": PROMPT / (read - start), "decode": ANSWER / (time.perf_counter() - read)}
+
+
+def together(context, number, streams):
+    def decode(batch):
+        assert not llama.llama_decode(context, batch)
+        llama.llama_synchronize(context)
+
+    prompts, step = llama.llama_batch_init(streams * SHORT_PROMPT, 0, 1), llama.llama_batch_init(streams, 0, 1)
+    start = time.perf_counter()
+    prompts.n_tokens, step.n_tokens = streams * SHORT_PROMPT, streams
+    for at in range(prompts.n_tokens):
+        stream, position = divmod(at, SHORT_PROMPT)
+        prompts.token[at], prompts.pos[at] = (7 + number + at * 7_919) % 150_000, position
+        prompts.n_seq_id[at], prompts.seq_id[at][0] = 1, stream
+        prompts.logits[at] = position == SHORT_PROMPT - 1
+    decode(prompts)
+    read = time.perf_counter()
+    for stream in range(streams):
+        step.n_seq_id[stream], step.seq_id[stream][0], step.logits[stream] = 1, stream, True
+    # The first token of each answer comes of what its prompt gave.
+    for i in range(1, ANSWER):
+        for stream in range(streams):
+            step.token[stream], step.pos[stream] = (i * 977 + stream * 7_919) % 150_000, SHORT_PROMPT + i - 1
+        decode(step)
+    done = time.perf_counter()
+    for batch in (prompts, step):
+        llama.llama_batch_free(batch)
+    return {"prefill": streams * SHORT_PROMPT / (read - start), "decode": streams * ANSWER / (done - start)}
 
 
 if __name__ == "__main__":
@@ -137,7 +176,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["make", folder]:
             make(folder)
-        case ["run", path, threads]:
-            run(path, int(threads))
+        case ["run", path, threads, streams]:
+            run(path, int(threads), int(streams))
         case _:
             sys.exit(__doc__)

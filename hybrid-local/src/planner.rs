@@ -60,7 +60,8 @@ enum Weights {
 pub struct Footprint {
     /// The weights by what they are for: `embeddings`, `attention`, `feed forward`, `output`, `norms`.
     pub weights: BTreeMap<String, u64>,
-    /// Keys and values of all conversations, each of the whole context.
+    /// Keys and values of all conversations, each of the whole context, in single precision; beside weights in blocks a processor needs half
+    /// of it.
     pub cache: u64,
     /// What a pass over some tokens takes beside these.
     pub work: u64,
@@ -137,7 +138,7 @@ impl ModelPlan {
         let tokens = context.min(self.config.context).saturating_mul(streams) as u64;
         Footprint {
             weights,
-            cache: self.config.cache_bytes_per_token().saturating_mul(tokens),
+            cache: (4 * self.config.cached_numbers_per_token()).saturating_mul(tokens),
             work: self.work(context.min(self.config.context)),
         }
     }

@@ -6,7 +6,8 @@
 use std::{num::NonZero, path::Path, thread::available_parallelism};
 
 use hybrid_benches::{
-    decoder::{KINDS, PYTHON, SIDE, Side, make, run},
+    decoder::{KINDS, PYTHON, Rates, SIDE, STREAMS, Side, make, run},
+    must,
     report::{ROUNDS, some_rounds},
     statistics::median,
     table::{Figure, markdown},
@@ -15,10 +16,10 @@ use hybrid_benches::{
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     // Started by itself, as what is measured.
-    if let [side, file] = &arguments[..]
+    if let [side, file, streams] = &arguments[..]
         && side == SIDE
     {
-        return run(Path::new(file));
+        return run(Path::new(file), must(streams.parse()));
     }
     let Some(python) = std::env::var_os(PYTHON) else {
         eprintln!("{PYTHON} has to name the Python of an environment with what benches/peers/llama.py asks for");
@@ -32,24 +33,29 @@ fn main() {
             continue;
         }
         eprintln!("measuring {kind}");
-        let (mut ours, mut peer) = (Side::ours(&file, threads), Side::peer(python.as_ref(), &file, threads));
-        // The first round warms up.
-        ours.measure();
-        peer.measure();
-        let rounds = some_rounds(ROUNDS, || ours.measure(), || peer.measure());
-        ours.end();
-        peer.end();
+        let measure = |streams| {
+            let mut ours = Side::ours(&file, threads, streams);
+            let mut peer = Side::peer(python.as_ref(), &file, threads, streams);
+            // The first round warms up.
+            ours.measure();
+            peer.measure();
+            let rounds = some_rounds(ROUNDS, || ours.measure(), || peer.measure());
+            ours.end();
+            peer.end();
+            rounds
+        };
+        let rounds = measure(1);
         let (prefill_goal, decode_goal) = if *kind == "q4_k_m" { (1.1, 1.05) } else { (1.0, 1.0) };
-        let pairs = |of: fn(&hybrid_benches::decoder::Rates) -> f64| {
+        let pairs = |rounds: &[(Rates, Rates)], of: fn(&Rates) -> f64| {
             rounds.iter().map(|(ours, peer)| (of(ours), of(peer))).collect::<Vec<_>>()
         };
         let name = |what: &str| format!("decoder {kind}: {what}");
         let rate = |what: &str, rounds: &[(f64, f64)], goal| {
             Figure::rate(&name(what), "tokens/s", "llama.cpp", rounds, Some(goal))
         };
-        figures.push(rate("prompt of 512 tokens", &pairs(|rates| rates.prefill), prefill_goal));
-        figures.push(rate("answer of 64 tokens", &pairs(|rates| rates.decode), decode_goal));
-        let peaks = pairs(|rates| rates.peak_mib);
+        figures.push(rate("prompt of 512 tokens", &pairs(&rounds, |rates| rates.prefill), prefill_goal));
+        figures.push(rate("answer of 64 tokens", &pairs(&rounds, |rates| rates.decode), decode_goal));
+        let peaks = pairs(&rounds, |rates| rates.peak_mib);
         let (ours, peer) = (median(peaks.iter().map(|peaks| peaks.0)), median(peaks.iter().map(|peaks| peaks.1)));
         figures.push(Figure {
             name: name("peak memory"),
@@ -59,6 +65,8 @@ fn main() {
             goal: "≤ 1×".to_owned(),
             met: Some(ours <= peer),
         });
+        let together = format!("{STREAMS} answers at a time, prompts and answers of 64 tokens");
+        figures.push(rate(&together, &pairs(&measure(STREAMS), |rates| rates.decode), 1.2));
     }
     print!("{}", markdown(&figures));
 }

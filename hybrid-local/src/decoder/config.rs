@@ -121,9 +121,9 @@ impl DecoderConfig {
         self.key_value_heads * self.head_size
     }
 
-    /// Bytes of keys and values of one token in single precision.
-    pub(crate) fn cache_bytes_per_token(&self) -> u64 {
-        8 * self.layers() as u64 * self.key_value_size() as u64
+    /// Numbers of keys and values of one token, all layers together.
+    pub(crate) fn cached_numbers_per_token(&self) -> u64 {
+        2 * self.layers() as u64 * self.key_value_size() as u64
     }
 
     /// Checks that the sizes make sense and fit together, so that products of them do not overflow.

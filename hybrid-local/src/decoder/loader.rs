@@ -142,7 +142,8 @@ impl DecoderLoader {
         // Models of two lengths turn their positions by the one that is used.
         config.context = context;
         let capacity = context.saturating_mul(self.streams);
-        let caches = config.cache_bytes_per_token().saturating_mul(capacity as u64);
+        let token = Network::cache_bytes_per_token(&config, &*weights, self.device.tensors());
+        let caches = token.saturating_mul(capacity as u64);
         let needed = Network::bytes(&config, &*weights).saturating_add(caches);
         files::check_memory(OPERATION, needed, self.memory_limit).map_err(named)?;
         let network = Network::read(config.clone(), &*weights, self.device.tensors()).map_err(named)?;

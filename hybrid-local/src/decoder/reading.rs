@@ -36,7 +36,8 @@ impl Reading {
     pub(crate) fn open(path: &Path, device: &Device, memory_limit: Option<u64>, context: usize) -> Result<Self> {
         let named = |error: Error| error.with("path", path.display());
         let ModelFiles { config, weights, tokenizer, templates, .. } = ModelFiles::open(path)?;
-        let caches = config.cache_bytes_per_token().saturating_mul(context.min(config.context) as u64);
+        let token = Network::cache_bytes_per_token(&config, &*weights, device.tensors());
+        let caches = token.saturating_mul(context.min(config.context) as u64);
         let logits = 8 * (PORTION * config.vocabulary) as u64;
         let needed = Network::bytes(&config, &*weights).saturating_add(caches).saturating_add(logits);
         files::check_memory(OPERATION, needed, memory_limit).map_err(named)?;

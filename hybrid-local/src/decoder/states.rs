@@ -42,7 +42,8 @@ impl States {
         // No logits are asked for, and such files may have no output layer.
         config.tied = true;
         let (hidden, vocabulary, context) = (config.hidden, config.vocabulary, config.context);
-        let cache = config.cache_bytes_per_token().saturating_mul(context as u64);
+        let token = Network::cache_bytes_per_token(&config, &*weights, device.tensors());
+        let cache = token.saturating_mul(context as u64);
         let needed = Network::bytes(&config, &*weights).saturating_add(cache);
         files::check_memory("load embedder", needed, memory_limit).map_err(named)?;
         let network = Network::read(config, &*weights, device.tensors()).map_err(named)?;

@@ -26,7 +26,7 @@ use self::{causal::Causal, cross_entropy::CrossEntropy};
 
 pub(crate) use attention::Spans;
 #[cfg(feature = "decoder")]
-pub(crate) use cached::CachedAttention;
+pub(crate) use cached::{CachedAttention, CachedSequence, put_rows};
 pub(crate) use optimiser::{Rates, Step, squares, update};
 
 /// What a linear layer ends in.

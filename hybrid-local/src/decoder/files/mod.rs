@@ -91,6 +91,11 @@ pub(crate) trait Weights: Debug + Send {
     /// What the tensor takes in memory; nothing if there is none.
     fn bytes(&self, name: &str) -> u64;
 
+    /// Whether the layers' matrices are kept in blocks of a few bits.
+    fn in_blocks(&self) -> bool {
+        false
+    }
+
     /// Reads the tensor `name` of exactly `shape`.
     ///
     /// # Errors

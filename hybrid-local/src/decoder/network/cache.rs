@@ -1,8 +1,8 @@
 //! Keys and values of the tokens that a sequence has so far.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
-use crate::decoder::config::DecoderConfig;
+use crate::{decoder::config::DecoderConfig, ops::put_rows};
 
 /// Tokens that a cache has room for at first, beyond those it must take.
 const HEADROOM: usize = 256;
@@ -16,18 +16,20 @@ pub(crate) struct Cache {
     room: usize,
     limit: usize,
     shape: [usize; 2],
+    kind: DType,
     device: Device,
 }
 
 impl Cache {
-    /// An empty cache for at most `limit` tokens.
-    pub(crate) fn new(config: &DecoderConfig, limit: usize, device: &Device) -> Self {
+    /// An empty cache for at most `limit` tokens, with numbers of this kind.
+    pub(crate) fn new(config: &DecoderConfig, limit: usize, kind: DType, device: &Device) -> Self {
         Self {
             layers: Vec::with_capacity(config.layers()),
             length: 0,
             room: 0,
             limit,
             shape: [config.key_value_heads, config.head_size],
+            kind,
             device: device.clone(),
         }
     }
@@ -56,6 +58,7 @@ impl Cache {
             room: 0,
             limit,
             shape: self.shape,
+            kind: self.kind,
             device: self.device.clone(),
         };
         fork.reserve(length, self.layers.len())?;
@@ -82,10 +85,12 @@ impl Cache {
         if needed <= self.room {
             return Ok(());
         }
-        let room = (needed + HEADROOM).max(2 * self.room).min(self.limit);
+        let room = (needed + HEADROOM).max(2 * self.room);
+        // For a little more it would soon have to be copied once again.
+        let room = if room + HEADROOM > self.limit { self.limit } else { room };
         let [heads, head_size] = self.shape;
         for layer in 0..layers {
-            let empty = || Tensor::zeros((heads, room, head_size), candle_core::DType::F32, &self.device);
+            let empty = || Tensor::zeros((heads, room, head_size), self.kind, &self.device);
             let grown = [empty()?, empty()?];
             match self.layers.get_mut(layer) {
                 Some(old) => {
@@ -103,14 +108,19 @@ impl Cache {
         Ok(())
     }
 
-    /// Puts the next tokens' keys and values of one layer beside those before, `[heads, rows, head size]`, and gives those from `first` on.
+    /// Puts the next tokens' keys and values of one layer, `[rows, heads, head size]`, beside those before, and gives those from `first` on,
+    /// `[heads, tokens, head size]`.
     pub(super) fn extend(&self, layer: usize, new: [&Tensor; 2], first: usize) -> Result<[Tensor; 2]> {
-        let rows = new[0].dim(1)?;
+        let rows = new[0].dim(0)?;
         let Some([keys, values]) = self.layers.get(layer) else {
             candle_core::bail!("the cache has no layer {layer}");
         };
         let put = |all: &Tensor, new: &Tensor| {
-            all.slice_set(&new.contiguous()?, 1, self.length)?;
+            if self.device.is_cpu() {
+                put_rows(all, new, self.length)?;
+            } else {
+                all.slice_set(&new.transpose(0, 1)?.contiguous()?.to_dtype(self.kind)?, 1, self.length)?;
+            }
             all.narrow(1, first, self.length + rows - first)
         };
         Ok([put(keys, new[0])?, put(values, new[1])?])
@@ -127,20 +137,25 @@ mod tests {
     use super::*;
     use crate::decoder::config::tiny;
 
-    /// Keys or values of `rows` tokens from number `first` on: each is its token's number.
+    /// Keys or values of `rows` tokens from number `first` on, as a cache has them: each is its token's number.
     fn tokens(first: usize, rows: usize) -> Tensor {
-        let row = (first..first + rows).flat_map(|token| [token as f32; 4]).collect::<Vec<_>>();
-        Tensor::from_vec(row.repeat(2), (2, rows, 4), &Device::Cpu).unwrap()
+        new(first, rows).transpose(0, 1).unwrap().contiguous().unwrap()
+    }
+
+    /// The same as they come.
+    fn new(first: usize, rows: usize) -> Tensor {
+        let rows_of = (first..first + rows).flat_map(|token| [token as f32; 2 * 4]).collect();
+        Tensor::from_vec(rows_of, (rows, 2, 4), &Device::Cpu).unwrap()
     }
 
     #[test]
     fn what_is_in_a_cache_stays_as_its_room_grows() {
-        let mut cache = Cache::new(&tiny(), 700, &Device::Cpu);
+        let mut cache = Cache::new(&tiny(), 700, DType::F32, &Device::Cpu);
         for rows in [1, 200, 90, 3, 300, 106] {
             let first = cache.len();
             cache.reserve(rows, 2).unwrap();
             for layer in 0..2 {
-                let new = tokens(first, rows);
+                let new = new(first, rows);
                 let [keys, values] = cache.extend(layer, [&new, &new], 0).unwrap();
                 let whole = tokens(0, first + rows).to_vec3::<f32>().unwrap();
                 assert_eq!((keys.to_vec3().unwrap(), values.to_vec3().unwrap()), (whole.clone(), whole));
@@ -150,7 +165,7 @@ mod tests {
         assert!(cache.len() == 700 && cache.room == 700 && cache.reserve(1, 2).is_err());
         cache.truncate(10);
         cache.reserve(1, 2).unwrap();
-        let new = tokens(10, 1);
+        let new = new(10, 1);
         let [keys, _] = cache.extend(1, [&new, &new], 8).unwrap();
         assert_eq!(keys.to_vec3::<f32>().unwrap(), tokens(8, 3).to_vec3::<f32>().unwrap());
     }
@@ -159,7 +174,7 @@ mod tests {
     fn a_fork_has_the_beginning_and_goes_its_own_way() {
         // Keys of the first layer and values of the second.
         let put = |cache: &mut Cache, new: &Tensor| {
-            let rows = new.dim(1).unwrap();
+            let rows = new.dim(0).unwrap();
             cache.reserve(rows, 2).unwrap();
             let [one, other] =
                 [0, 1].map(|layer| cache.extend(layer, [new, new], 0).unwrap()[layer].to_vec3::<f32>().unwrap());
@@ -168,13 +183,13 @@ mod tests {
             one
         };
         let whole = |parts: [Tensor; 2]| Tensor::cat(&parts, 1).unwrap().to_vec3::<f32>().unwrap();
-        let mut cache = Cache::new(&tiny(), 400, &Device::Cpu);
+        let mut cache = Cache::new(&tiny(), 400, DType::F32, &Device::Cpu);
         assert_eq!(cache.fork(9, 400).unwrap().len(), 0, "an empty cache has nothing to give");
-        put(&mut cache, &tokens(0, 300));
+        put(&mut cache, &new(0, 300));
         let mut fork = cache.fork(100, 120).unwrap();
         assert_eq!((fork.len(), fork.room()), (100, 120));
-        assert_eq!(put(&mut fork, &tokens(500, 20)), whole([tokens(0, 100), tokens(500, 20)]));
-        assert_eq!(put(&mut cache, &tokens(700, 1)), whole([tokens(0, 300), tokens(700, 1)]));
+        assert_eq!(put(&mut fork, &new(500, 20)), whole([tokens(0, 100), tokens(500, 20)]));
+        assert_eq!(put(&mut cache, &new(700, 1)), whole([tokens(0, 300), tokens(700, 1)]));
         assert!(fork.reserve(1, 2).is_err());
         fork.set_limit(130);
         assert!(fork.reserve(1, 2).is_ok());

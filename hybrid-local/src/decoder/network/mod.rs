@@ -12,7 +12,7 @@ mod sequences;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use hybrid_core::Result;
 
 use self::{
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     device::tensor_error,
-    ops::{CachedAttention, Gating, Operators},
+    ops::{CachedAttention, CachedSequence, Gating, Operators},
 };
 
 pub(super) use cache::Cache;
@@ -44,6 +44,8 @@ pub(super) struct Network {
     norm: Norm,
     head: Linear,
     positions: Positions,
+    /// What a cache's numbers are.
+    cached: DType,
     device: Device,
 }
 
@@ -123,6 +125,17 @@ impl Network {
         tensors(config).iter().map(|tensor| weights.bytes(&tensor.name)).sum()
     }
 
+    /// What the numbers of a cache are: half precision beside weights in blocks, which are narrower themselves, where this crate's operator
+    /// reads it; single precision otherwise.
+    fn cached(weights: &dyn Weights, device: &Device) -> DType {
+        if device.is_cpu() && weights.in_blocks() { DType::F16 } else { DType::F32 }
+    }
+
+    /// What keys and values of one token take in memory, in bytes.
+    pub(super) fn cache_bytes_per_token(config: &DecoderConfig, weights: &dyn Weights, device: &Device) -> u64 {
+        config.cached_numbers_per_token() * Self::cached(weights, device).size_in_bytes() as u64
+    }
+
     /// Reads the weights.
     ///
     /// # Errors
@@ -184,6 +197,7 @@ impl Network {
             table: Table::new(table),
             head,
             positions: Positions::of(&config),
+            cached: Self::cached(weights, device),
             device: device.clone(),
             config,
         })
@@ -201,7 +215,7 @@ impl Network {
 
     /// An empty cache for a sequence of at most `limit` tokens.
     pub(super) fn cache(&self, limit: usize) -> Cache {
-        Cache::new(&self.config, limit, &self.device)
+        Cache::new(&self.config, limit, self.cached, &self.device)
     }
 
     /// Reads the next tokens of some sequences, and gives the logits wanted: a row of the vocabulary's length for each token.
@@ -368,27 +382,25 @@ fn attend_cached(
     masks: &[Masks],
     weighing: Weighing,
 ) -> candle_core::Result<Tensor> {
-    let mut attended = Vec::with_capacity(parts.len());
+    let mut sequences = Vec::with_capacity(parts.len());
     let mut first = 0;
-    for (part, masks) in parts.iter().zip(masks).filter(|(part, _)| !part.tokens.is_empty()) {
+    for part in parts.iter().filter(|part| !part.tokens.is_empty()) {
         let rows = part.tokens.len();
-        let sight = Sight { from: part.cache.len(), window };
         let own = |all: &Tensor| all.narrow(0, first, rows);
-        let by_head = |all: &Tensor| own(all)?.transpose(0, 1);
-        let [keys, values] = part.cache.extend(at, [&by_head(keys)?, &by_head(values)?], sight.first())?;
-        let queries = own(queries)?;
-        attended.push(if queries.device().is_cpu() {
-            let fused = CachedAttention {
-                from: sight.from - sight.first(),
-                window,
-                scale: weighing.scale as f32,
-                cap: weighing.cap.map(|cap| cap as f32),
-            };
-            queries.apply_op3_no_bwd(&keys, &values, &fused)?
-        } else {
-            let mask = masks.get(&window).and_then(Option::as_ref);
-            attention(&queries, &keys, &values, mask, weighing)?
-        });
+        let seen = Sight { from: part.cache.len(), window }.first();
+        sequences.push(CachedSequence { rows, tokens: part.cache.extend(at, [&own(keys)?, &own(values)?], seen)? });
+        first += rows;
+    }
+    if queries.device().is_cpu() {
+        let (scale, cap) = (weighing.scale as f32, weighing.cap.map(|cap| cap as f32));
+        return CachedAttention { window, scale, cap }.attend(queries, &sequences);
+    }
+    let masks = parts.iter().zip(masks).filter(|(part, _)| !part.tokens.is_empty()).map(|(_, masks)| masks);
+    let mut attended = Vec::with_capacity(sequences.len());
+    first = 0;
+    for (CachedSequence { rows, tokens: [keys, values] }, masks) in sequences.iter().zip(masks) {
+        let mask = masks.get(&window).and_then(Option::as_ref);
+        attended.push(attention(&queries.narrow(0, first, *rows)?, keys, values, mask, weighing)?);
         first += rows;
     }
     Tensor::cat(&attended, 0)

@@ -114,25 +114,26 @@ impl<K: Kind> Work for Strip<'_, K> {
 }
 
 impl<K: Kind> Strip<'_, K> {
-    /// One tile times all rows of input, unpacked for every four of them.
+    /// One tile times all rows of input, unpacked for every eight of them, or four where there are few registers.
     #[inline(always)]
     fn few<S: Simd>(&mut self, simd: S, tile: usize, blocks: usize) {
         let rows = self.out.len();
         let mut row = 0;
         while row < rows {
             let left = rows - row;
-            match left {
-                1 => self.unpacking::<S, 1>(simd, tile, row, blocks),
-                2 => self.unpacking::<S, 2>(simd, tile, row, blocks),
+            row += match left {
+                8.. if S::WIDE => self.unpacking::<S, 8>(simd, tile, row, blocks),
+                6.. if S::WIDE => self.unpacking::<S, 6>(simd, tile, row, blocks),
+                4.. => self.unpacking::<S, 4>(simd, tile, row, blocks),
                 3 => self.unpacking::<S, 3>(simd, tile, row, blocks),
-                _ => self.unpacking::<S, 4>(simd, tile, row, blocks),
-            }
-            row += left.min(4);
+                2 => self.unpacking::<S, 2>(simd, tile, row, blocks),
+                _ => self.unpacking::<S, 1>(simd, tile, row, blocks),
+            };
         }
     }
 
     #[inline(always)]
-    fn unpacking<S: Simd, const ROWS: usize>(&mut self, simd: S, tile: usize, row: usize, blocks: usize) {
+    fn unpacking<S: Simd, const ROWS: usize>(&mut self, simd: S, tile: usize, row: usize, blocks: usize) -> usize {
         let input: [&[Piece]; ROWS] = std::array::from_fn(|i| &self.input[(row + i) * blocks..][..blocks]);
         let mut sums = [[simd.floats(0.0)]; ROWS];
         for i in 0..blocks {
@@ -140,6 +141,7 @@ impl<K: Kind> Strip<'_, K> {
             step::<K, S, ROWS, 1>(simd, [&block], input.map(|pieces| &pieces[i]), &mut sums);
         }
         self.write(simd, tile, row, sums);
+        ROWS
     }
 
     /// Tiles that are unpacked, times all rows of input.

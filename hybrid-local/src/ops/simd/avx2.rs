@@ -4,7 +4,7 @@ use std::arch::x86_64::{__m256, __m256i};
 
 use pulp::{NullaryFnOnce, cast, x86::V3};
 
-use super::{LANES, LINE, Simd, Work, widen};
+use super::{LANES, LINE, Simd, Work, narrow, widen};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Avx2(V3);
@@ -127,5 +127,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn store(self, floats: Self::Floats) -> [f32; LANES] {
         cast(floats)
+    }
+
+    #[inline(always)]
+    fn to_halves(self, floats: Self::Floats) -> [u16; LANES] {
+        narrow(cast(floats))
     }
 }

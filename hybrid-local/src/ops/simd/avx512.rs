@@ -6,9 +6,10 @@
 )]
 
 use std::arch::x86_64::{
-    __m128i, __m256i, __m512, __m512i, _mm512_and_si512, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps,
-    _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_mul_ps, _mm512_or_si512,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi16, _mm512_srli_epi16, _mm512_xor_si512,
+    __m128i, __m256i, __m512, __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm512_and_si512,
+    _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_cvtps_ph,
+    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_slli_epi16, _mm512_srli_epi16, _mm512_xor_si512,
 };
 
 use super::{LANES, LINE, Simd, Work};
@@ -139,5 +140,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn store(self, floats: Self::Floats) -> [f32; LANES] {
         cast!(__m512 => [f32; LANES], floats)
+    }
+
+    #[inline(always)]
+    fn to_halves(self, floats: Self::Floats) -> [u16; LANES] {
+        let halves = call!(_mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(floats));
+        cast!(__m256i => [u16; LANES], halves)
     }
 }

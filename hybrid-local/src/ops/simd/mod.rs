@@ -8,6 +8,8 @@ mod avx2;
 mod avx512;
 mod portable;
 
+use half::f16;
+
 pub(in crate::ops) use portable::Portable;
 
 /// Lanes of a vector.
@@ -56,6 +58,8 @@ pub(in crate::ops) trait Simd: Copy + Send + Sync {
     /// `a · b + c`.
     fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     fn store(self, floats: Self::Floats) -> [f32; LANES];
+    /// The bits of half precision, rounded to the nearest, ties to the even one.
+    fn to_halves(self, floats: Self::Floats) -> [u16; LANES];
 }
 
 /// Work that is written once for all processors.
@@ -90,6 +94,12 @@ pub(in crate::ops) fn dispatch_each<W: Work + Clone>(work: W) -> Vec<W::Output> 
         outputs.extend(avx512::Avx512::detect().map(|simd| simd.vectorise(work.clone())));
     }
     outputs
+}
+
+/// Rounds to half precision, for processors without an instruction.
+#[inline(always)]
+fn narrow(floats: [f32; LANES]) -> [u16; LANES] {
+    floats.map(|float| f16::from_f32(float).to_bits())
 }
 
 /// Half precision in whole numbers alone, for processors without an instruction: exact for all that is finite.

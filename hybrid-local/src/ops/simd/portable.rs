@@ -1,6 +1,6 @@
 //! Plain loops, which the compiler turns into the vector instructions that it may take for granted.
 
-use super::{LANES, LINE, Simd, Work, widen};
+use super::{LANES, LINE, Simd, Work, narrow, widen};
 
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) struct Portable;
@@ -96,5 +96,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn store(self, floats: Self::Floats) -> [f32; LANES] {
         floats
+    }
+
+    #[inline(always)]
+    fn to_halves(self, floats: Self::Floats) -> [u16; LANES] {
+        narrow(floats)
     }
 }

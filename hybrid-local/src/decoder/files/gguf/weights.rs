@@ -76,6 +76,10 @@ impl Weights for Blocks {
         }
     }
 
+    fn in_blocks(&self) -> bool {
+        self.content.tensor_infos.get("blk.0.ffn_down.weight").is_some_and(|info| plain(info.ggml_dtype).is_none())
+    }
+
     fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Stored> {
         let place = self.place(name);
         let (stored_as, all) = place.as_ref().map_or((name, shape[0]), |place| (&place.name, place.all));
