@@ -1,4 +1,4 @@
-//! What the benchmarks and the programs `ratios`, `decoder` and `cloud` share: the loads, the peers and bounds that they are compared with, and small statistics.
+//! What the benchmarks and the programs `ratios`, `decoder`, `embedder` and `cloud` share: the loads, the peers and bounds that they are compared with, and small statistics.
 //!
 //! A benchmark that cannot do its work has nothing to say, so everything here panics with the error's text where a library would return it.
 
@@ -9,6 +9,7 @@ pub mod load;
 
 pub mod classifier;
 pub mod decoder;
+pub mod embedder;
 pub mod guard;
 pub mod http;
 pub mod linear;
@@ -16,6 +17,7 @@ pub mod peers;
 pub mod queue;
 pub mod registry;
 pub mod report;
+pub mod side;
 pub mod start;
 pub mod statistics;
 pub mod store;

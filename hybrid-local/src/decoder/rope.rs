@@ -5,6 +5,7 @@
 
 use std::f64::consts::TAU;
 
+use candle_core::{Device, Tensor};
 use hybrid_core::{Error, Result};
 
 /// How a model's positions turn.
@@ -57,7 +58,7 @@ pub(crate) enum Scaling {
 
 impl Rope {
     /// Positions without scaling.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "embedder"))]
     pub(crate) fn plain(theta: f64) -> Self {
         Self { theta, scaling: Scaling::None }
     }
@@ -156,6 +157,31 @@ impl Rope {
             Scaling::Yarn { attention_factor, .. } | Scaling::Long { attention_factor, .. } => attention_factor as f32,
             _ => 1.0,
         }
+    }
+}
+
+/// What a head's pairs turn by for one position, and what sines and cosines are multiplied by.
+#[derive(Debug)]
+pub(crate) struct Frequencies {
+    turns: Vec<f32>,
+    amplitude: f32,
+}
+
+impl Frequencies {
+    /// Those of a head with `pairs` pairs, in a model that is used with `context` positions.
+    pub(crate) fn of(rope: &Rope, pairs: usize, context: usize) -> Self {
+        Self { turns: rope.frequencies(pairs, context), amplitude: rope.amplitude() }
+    }
+
+    /// Cosines and sines of positions, each `[positions, 1, pairs]`. Angles are in single precision, as the reference has them.
+    pub(crate) fn turns(&self, positions: &[f32], device: &Device) -> candle_core::Result<[Tensor; 2]> {
+        let angles = positions.iter().flat_map(|position| self.turns.iter().map(move |turn| position * turn));
+        let angles: Vec<f32> = angles.collect();
+        let tensor = |of: fn(f32) -> f32| {
+            let values = angles.iter().map(|angle| of(*angle) * self.amplitude).collect();
+            Tensor::from_vec(values, (positions.len(), 1, self.turns.len()), device)
+        };
+        Ok([tensor(f32::cos)?, tensor(f32::sin)?])
     }
 }
 

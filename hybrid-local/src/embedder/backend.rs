@@ -50,7 +50,7 @@ struct Embedded {
 }
 
 impl Embedder {
-    fn embed(&self, request: EmbedRequest, check: &dyn Fn() -> Result<()>) -> Result<Embedded> {
+    fn embed(&self, request: EmbedRequest, check: &(dyn Fn() -> Result<()> + Sync)) -> Result<Embedded> {
         let prepared = inputs::prepare(request, &self.tokens, &self.prompts, self.lower_case)?;
         let Prepared { tokens, notes, dimensions, normalize } = prepared;
         let mut embeddings = self.body.vectors(&tokens, self.pooling, check)?;

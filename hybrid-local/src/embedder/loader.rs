@@ -13,6 +13,7 @@ use super::{
     backend::{Embedder, EmbedderBackend},
     body::Body,
     inputs::Prompts,
+    modern::{self, Modern},
     settings::Settings,
 };
 use crate::{
@@ -27,7 +28,7 @@ const OPERATION: &str = "load embedder";
 const DEFAULT_MAX_TOKENS: usize = 8_192;
 
 /// Loads models that turn texts into vectors on this machine: encoders of the BERT family (BERT, MiniLM, BGE, E5, RoBERTa, XLM-RoBERTa,
-/// DistilBERT) and decoders (such as Qwen 3's embedders).
+/// DistilBERT), ModernBERT, and decoders (such as Qwen 3's embedders).
 ///
 /// # Behavior
 /// - Reads a folder as sentence-transformers or Hugging Face's tools leave it: `config.json`, `tokenizer.json`, Safetensors; `modules.json` and
@@ -111,9 +112,10 @@ impl EmbedderLoader {
             return Err(Error::not_found(OPERATION, "the folder has no config.json").with("folder", folder.display()));
         }
         let kind = model_type(folder)?;
-        let (body, tokens) = match EncoderConfig::knows(&kind) {
-            true => self.encoder(folder, settings.max_tokens)?,
-            false => self.decoder(folder, settings.max_tokens)?,
+        let (body, tokens) = match kind.as_str() {
+            modern::FAMILY => self.modern(folder, settings.max_tokens)?,
+            kind if EncoderConfig::knows(kind) => self.encoder(folder, settings.max_tokens)?,
+            _ => self.decoder(folder, settings.max_tokens)?,
         };
         let embedder = Embedder {
             body,
@@ -134,9 +136,17 @@ impl EmbedderLoader {
         let tokens = Tokens::read(&base.tokenizer, base.config.vocabulary, limit, Marks::Needed).map_err(named)?;
         let operators = Operators::of(self.device.tensors());
         let tensor = |name: &str| on_device(&base.tensors, name, &self.device);
-        let encoder = Encoder::of(&base.config, None, operators, tensor).map_err(named)?;
+        let encoder =
+            Encoder::of(&base.config, None, operators, tensor).and_then(Encoder::for_reading).map_err(named)?;
         let first_position = base.config.first_position;
         Ok((Body::Encoder { encoder: Box::new(encoder), first_position, device: self.device.clone() }, tokens))
+    }
+
+    fn modern(&self, folder: &Path, own: Option<usize>) -> Result<(Body, Tokens)> {
+        let (network, tokenizer) = Modern::read(folder, &self.device, self.memory_limit)?;
+        let limit = self.limit(own, network.max_tokens());
+        let tokens = Tokens::read(&tokenizer, network.vocabulary(), limit, Marks::Needed);
+        Ok((Body::Modern(Box::new(network)), tokens.map_err(|error| error.with("folder", folder.display()))?))
     }
 
     fn decoder(&self, folder: &Path, own: Option<usize>) -> Result<(Body, Tokens)> {

@@ -7,6 +7,7 @@ mod backend;
 mod body;
 mod inputs;
 mod loader;
+mod modern;
 mod settings;
 
 pub use loader::EmbedderLoader;

@@ -12,7 +12,8 @@ use super::{
     tokens::Batch,
 };
 use crate::{
-    ops::{Activation, Operators},
+    device::tensor_error,
+    ops::{Activation, Laid, Operators},
     random::Random,
 };
 
@@ -40,12 +41,18 @@ struct Layer {
     norm: Norm,
 }
 
-/// `[out, in]` and `[out]`.
+/// A linear layer, with low-rank matrices beside it or without.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    weight: Tensor,
-    bias: Tensor,
+    weights: Weights,
     lora: Option<Lora>,
+}
+
+#[derive(Debug)]
+enum Weights {
+    /// `[out, in]` and `[out]`.
+    Tensors(Tensor, Tensor),
+    Laid(Laid),
 }
 
 /// `[rank, in]` and `[out, rank]`.
@@ -123,6 +130,20 @@ impl Encoder {
         })
     }
 
+    /// The same for reading alone, without a gradient: its weights lie as products want them.
+    ///
+    /// # Errors
+    /// Not with tensors that fit the configuration.
+    pub(crate) fn for_reading(mut self) -> Result<Self> {
+        for layer in &mut self.layers {
+            let Layer { query, key, value, output, attention_norm: _, up, down, norm: _ } = layer;
+            for linear in [query, key, value, output, up, down] {
+                linear.lay_out(self.operators)?;
+            }
+        }
+        Ok(self)
+    }
+
     pub(crate) fn config(&self) -> &EncoderConfig {
         &self.config
     }
@@ -143,7 +164,7 @@ impl Encoder {
             let heads = [&layer.query, &layer.key, &layer.value]
                 .map(|linear| linear.forward(&hidden, Activation::None, operators));
             let [query, key, value] = heads;
-            let attended = operators.attention([&query?, &key?, &value?], &batch.spans, self.config.heads)?;
+            let attended = operators.attention([&query?, &key?, &value?], &batch.spans, self.config.heads, None)?;
             let attended = layer.output.forward(&attended, Activation::None, operators)?;
             let mask = Dropout::mask(dropout, hidden.elem_count());
             hidden = operators.norm(&attended, &hidden, layer.attention_norm.parameters(), epsilon, mask)?;
@@ -157,13 +178,27 @@ impl Encoder {
 }
 
 impl Linear {
-    /// A layer without low-rank matrices, of the tensors `name.weight` and `name.bias`.
+    /// A layer without low-rank matrices, of `[out, in]` and `[out]`.
+    pub(crate) fn new(weight: Tensor, bias: Tensor) -> Self {
+        Self { weights: Weights::Tensors(weight, bias), lora: None }
+    }
+
+    /// The same of the tensors `name.weight` and `name.bias`.
     ///
     /// # Errors
     /// The closure's own.
     pub(crate) fn of(name: &str, tensor: impl Fn(&str) -> Result<Tensor>) -> Result<Self> {
-        let (weight, bias) = (tensor(&format!("{name}.weight"))?, tensor(&format!("{name}.bias"))?);
-        Ok(Self { weight, bias, lora: None })
+        Ok(Self::new(tensor(&format!("{name}.weight"))?, tensor(&format!("{name}.bias"))?))
+    }
+
+    /// Lays the weights out for reading alone, where that is faster.
+    pub(crate) fn lay_out(&mut self, operators: Operators) -> Result<()> {
+        if let Weights::Tensors(weight, bias) = &self.weights
+            && let Some(laid) = operators.laid_out(weight, bias)
+        {
+            self.weights = Weights::Laid(laid.map_err(tensor_error("load encoder"))?);
+        }
+        Ok(())
     }
 
     /// `activation(x (W + s B A)ᵀ + b)`.
@@ -173,7 +208,10 @@ impl Linear {
         activation: Activation,
         operators: Operators,
     ) -> candle_core::Result<Tensor> {
-        let whole = operators.linear(x, &self.weight, &self.bias, activation)?;
+        let whole = match &self.weights {
+            Weights::Tensors(weight, bias) => operators.linear(x, weight, bias, activation)?,
+            Weights::Laid(laid) => laid.forward(x, activation)?,
+        };
         match &self.lora {
             None => Ok(whole),
             // Only layers without an activation are targets.

@@ -8,9 +8,14 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{
+    dense::{Matrix, Panels, Rows},
     fused::{cpu_slice, slice, tensor},
     kernels::{Strides, padded, product, softmax, softmax_slopes, vectorised},
+    simd::{Simd, Work, dispatch},
 };
+
+/// Rows of queries whose scores are there at a time, so that they do not grow with the square of a text's length.
+const QUERIES: usize = 96;
 
 /// Texts that lie one after another in the rows of a tensor.
 #[derive(Clone, Debug)]
@@ -52,6 +57,8 @@ impl Spans {
 pub(super) struct Attention {
     pub(super) spans: Spans,
     pub(super) heads: usize,
+    /// How far before and after its own a token sees.
+    pub(super) window: Option<usize>,
 }
 
 /// One head of one text.
@@ -149,17 +156,6 @@ impl Unit {
         shares
     }
 
-    #[inline(always)]
-    fn forward(self, [queries, keys, values]: [&[f32]; 3], width: Width) -> Vec<f32> {
-        let (stride, columns) = (padded(width.head), padded(self.length));
-        let queries = self.across(queries, width, scale(width));
-        let shares = self.shares(&queries, keys, width);
-        let mut out = vec![0f32; self.length * stride];
-        let values = self.across(values, width, 1.0);
-        product(&mut out, &shares, Strides(columns, 1), &values, self.length, stride);
-        out
-    }
-
     /// The gradients of queries, keys and values, one after another.
     #[inline(always)]
     fn backward(self, [queries, keys, values, gradient]: [&[f32]; 4], width: Width) -> Vec<f32> {
@@ -179,6 +175,56 @@ impl Unit {
         product(of_keys, &scores, Strides(1, columns), &queries, length, stride);
         product(of_values, &shares, Strides(1, columns), &gradient, length, stride);
         out
+    }
+}
+
+/// The attention of a unit, with where its rows go.
+struct Forward<'a> {
+    unit: Unit,
+    /// Queries, keys and values.
+    inputs: [&'a [f32]; 3],
+    width: Width,
+    window: Option<usize>,
+    out: Vec<&'a mut [f32]>,
+}
+
+impl Work for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let (Unit { start, length, head }, width, factor) = (self.unit, self.width, scale(self.width));
+        let [queries, keys, values] = self.inputs;
+        let queries: Vec<&[f32]> = self.unit.rows(queries, width).collect();
+        let reach = self.window.unwrap_or(length);
+        let mut laid_out = None;
+        for (block, out) in self.out.chunks_mut(QUERIES).enumerate() {
+            let first = block * QUERIES;
+            let seen = first.saturating_sub(reach)..length.min(first + out.len() + reach);
+            if laid_out.as_ref().is_none_or(|(range, _, _)| *range != seen) {
+                let from = (start + seen.start) * width.hidden + head * width.head;
+                let shape = [seen.len(), width.head];
+                let [keys, values] =
+                    [keys, values].map(|values| Matrix::within(&values[from..], shape, Strides(width.hidden, 1)));
+                laid_out = Some((seen.clone(), Panels::here(keys.transposed()), Panels::here(values)));
+            }
+            let Some((_, keys, values)) = &laid_out else { continue };
+            let mut shares = vec![0f32; out.len() * seen.len()];
+            let mut rows: Vec<&mut [f32]> = shares.chunks_exact_mut(seen.len()).collect();
+            simd.vectorise(Rows::whole(&queries[first..first + rows.len()], keys, &mut rows));
+            for (i, row) in rows.iter_mut().enumerate() {
+                let from = (first + i).saturating_sub(reach) - seen.start;
+                let to = length.min(first + i + reach + 1) - seen.start;
+                row[..from].fill(0.0);
+                row[to..].fill(0.0);
+                for score in &mut row[from..to] {
+                    *score *= factor;
+                }
+                softmax(&mut row[from..to]);
+            }
+            let shares: Vec<&[f32]> = shares.chunks_exact(seen.len()).collect();
+            simd.vectorise(Rows::whole(&shares, values, out));
+        }
     }
 }
 
@@ -202,9 +248,22 @@ impl CustomOp3 for Attention {
     ) -> Result<(CpuStorage, Shape)> {
         let inputs = [slice(queries, layout)?, slice(keys, of_keys)?, slice(values, of_values)?];
         let width = self.width(layout.shape().dims2()?.1);
-        let unit = |unit: Unit| vectorised(|| unit.forward(inputs, width));
-        let units: Vec<_> = self.units().into_par_iter().map(unit).collect();
-        let out = self.gather(&units, 1, width).swap_remove(0);
+        let mut out = vec![0f32; inputs[0].len()];
+        let forward =
+            |unit: Unit| Forward { unit, inputs, width, window: self.window, out: Vec::with_capacity(unit.length) };
+        let mut work: Vec<Forward<'_>> = self.units().into_iter().map(forward).collect();
+        let mut rest = &mut out[..];
+        for heads in work.chunks_exact_mut(self.heads) {
+            let rows = heads.first().map_or(0, |head| head.unit.length);
+            let (here, others) = rest.split_at_mut(rows * width.hidden);
+            for row in here.chunks_exact_mut(width.hidden) {
+                for (head, part) in heads.iter_mut().zip(row.chunks_exact_mut(width.head)) {
+                    head.out.push(part);
+                }
+            }
+            rest = others;
+        }
+        work.into_par_iter().for_each(dispatch);
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 
@@ -216,6 +275,9 @@ impl CustomOp3 for Attention {
         _result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        if self.window.is_some() {
+            candle_core::bail!("attention within a window has no backward pass");
+        }
         let gradient = gradient.contiguous()?;
         let read = [queries, keys, values, &gradient].map(Tensor::storage_and_layout);
         let inputs = [cpu_slice(&read[0])?, cpu_slice(&read[1])?, cpu_slice(&read[2])?, cpu_slice(&read[3])?];

@@ -76,6 +76,7 @@ pub(super) fn attention(
     values: &Tensor,
     spans: &Spans,
     heads: usize,
+    window: Option<usize>,
 ) -> Result<Tensor> {
     let (device, hidden) = (queries.device(), queries.dim(1)?);
     let (texts, longest) = (spans.len(), spans.iter().map(|(_, length)| length).max().unwrap_or_default());
@@ -94,7 +95,12 @@ pub(super) fn attention(
     };
     let (queries, keys, values) = (split(queries)?, split(keys)?, split(values)?);
     let scale = 1.0 / ((hidden / heads) as f64).sqrt();
-    let scores = (queries.matmul(&keys.t()?)? * scale)?.broadcast_add(&mask)?;
+    let mut scores = (queries.matmul(&keys.t()?)? * scale)?.broadcast_add(&mask)?;
+    if let Some(reach) = window {
+        let sees = |i: usize| (0..longest).map(move |j| if i.abs_diff(j) <= reach { 0f32 } else { f32::MIN / 4.0 });
+        let near: Vec<f32> = (0..longest).flat_map(sees).collect();
+        scores = scores.broadcast_add(&Tensor::from_vec(near, (longest, longest), device)?)?;
+    }
     let weights = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
     let shares = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
     shares.matmul(&values)?.transpose(1, 2)?.reshape((texts * longest, hidden))?.index_select(&back, 0)

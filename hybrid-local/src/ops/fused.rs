@@ -5,20 +5,95 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, StorageRef, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shape, Storage, StorageRef, Tensor};
 use rayon::prelude::*;
 
 use super::{
     Activation,
     attention::{Attention, Spans},
-    kernels::{add, by_rows, column_sums, dot, gelu, gelu_slope, rows_per_share, sum, sum_vectors, vectorised},
+    dense::{self, Ends, Matrix, Panels},
+    kernels::{
+        Strides, add, by_rows, column_sums, dot, gelu, gelu_slope, rows_per_share, sum, sum_vectors, vectorised,
+    },
+    simd::is_vectorised,
 };
 
 /// `activation(x Wᵀ + b)` of `[rows, in]`, `[out, in]` and `[out]`.
 pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
-    let product = x.detach().matmul(&weight.detach().t()?)?;
     let wanted = [x, weight, bias].map(Tensor::track_op);
+    // Without a gradient, bias and activation follow at once on the product.
+    if is_vectorised() && wanted == [false; 3] {
+        return Laid::out(weight, bias)?.forward(x, activation);
+    }
+    let product = matmul(x, &weight.t()?)?;
     x.apply_op3(weight, bias, Linear { product: Mutex::new(Some(product)), activation, wanted })
+}
+
+/// `a · b` of two matrices on the processor, without a gradient.
+pub(super) fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if !is_vectorised() {
+        return a.detach().matmul(&b.detach());
+    }
+    let read = [a, b].map(Tensor::storage_and_layout);
+    let [left, right] = [matrix(&read[0])?, matrix(&read[1])?];
+    let ((rows, inner), (also_inner, columns)) = (a.dims2()?, b.dims2()?);
+    if inner != also_inner {
+        candle_core::bail!("a matrix of {inner} columns cannot be multiplied by one of {also_inner} rows");
+    }
+    let mut out = vec![0f32; rows * columns];
+    dense::product(&mut out, left, &Panels::of(right), Ends::NONE);
+    tensor(out, &[rows, columns])
+}
+
+/// The matrix that a tensor is, however it lies.
+fn matrix<'a>((storage, layout): &'a (StorageRef<'_>, &Layout)) -> Result<Matrix<'a>> {
+    let (rows, columns) = layout.shape().dims2()?;
+    let (&[down, across], Storage::Cpu(storage)) = (layout.stride(), &**storage) else {
+        candle_core::bail!("the operator works on matrices on the processor alone")
+    };
+    let values = &storage.as_slice::<f32>()?[layout.start_offset()..];
+    Ok(Matrix::within(values, [rows, columns], Strides(down, across)))
+}
+
+/// A linear layer whose weights are laid out for the processor's products: for reading, without a gradient.
+#[derive(Debug)]
+pub(crate) struct Laid {
+    weight: Panels,
+    bias: Vec<f32>,
+}
+
+impl Laid {
+    /// Lays out `[out, in]` and `[out]`.
+    pub(super) fn out(weight: &Tensor, bias: &Tensor) -> Result<Self> {
+        let weight = weight.t()?;
+        let read = weight.storage_and_layout();
+        Ok(Self { weight: Panels::of(matrix(&read)?), bias: bias.to_vec1()? })
+    }
+
+    /// `activation(x Wᵀ + b)`.
+    pub(crate) fn forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        x.contiguous()?.apply_op1_no_bwd(&Applied(self, activation))
+    }
+}
+
+struct Applied<'a>(&'a Laid, Activation);
+
+impl CustomOp1 for Applied<'_> {
+    fn name(&self) -> &'static str {
+        "linear, laid out"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, of_x: &Layout) -> Result<(CpuStorage, Shape)> {
+        let Self(Laid { weight, bias }, activation) = self;
+        let (rows, inner) = of_x.shape().dims2()?;
+        if inner != weight.inner() {
+            candle_core::bail!("the layer is for {} columns, not {inner}", weight.inner());
+        }
+        let mut out = vec![0f32; rows * bias.len()];
+        let ends = Ends { bias: Some(bias), activation: *activation };
+        dense::product(&mut out, Matrix::new(slice(x, of_x)?, inner), weight, ends);
+        Ok((CpuStorage::F32(out), Shape::from((rows, bias.len()))))
+    }
 }
 
 /// `norm(x · mask + residual)` over the columns of `[rows, columns]`, scaled and shifted by `[2, columns]`.
@@ -40,13 +115,15 @@ pub(super) fn attention(
     values: &Tensor,
     spans: &Spans,
     heads: usize,
+    window: Option<usize>,
 ) -> Result<Tensor> {
-    queries.apply_op3(keys, values, Attention { spans: spans.clone(), heads })
+    let heads = Attention { spans: spans.clone(), heads, window };
+    queries.contiguous()?.apply_op3(&keys.contiguous()?, &values.contiguous()?, heads)
 }
 
 struct Linear {
-    /// `x Wᵀ`, which the tensor library has worked out before: an operator cannot call another. Given up after the forward pass where the
-    /// backward pass has no need of it.
+    /// `x Wᵀ`, which was worked out before: an operator cannot call another of the tensor library's. Given up after the forward pass where
+    /// the backward pass has no need of it.
     product: Mutex<Option<Tensor>>,
     activation: Activation,
     /// Whether gradients of input, weight and bias are asked for.
@@ -107,8 +184,8 @@ impl CustomOp3 for Linear {
             tensor(column_sums(cpu_slice(&read)?, bias.elem_count()), bias.dims())
         };
         Ok((
-            of_x.then(|| gradient.matmul(&weight.detach())).transpose()?,
-            of_weight.then(|| gradient.t()?.matmul(&x.detach())).transpose()?,
+            of_x.then(|| matmul(&gradient, weight)).transpose()?,
+            of_weight.then(|| matmul(&gradient.t()?, x)).transpose()?,
             of_bias.then(sums).transpose()?,
         ))
     }

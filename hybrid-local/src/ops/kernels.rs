@@ -172,7 +172,7 @@ pub(super) fn padded(columns: usize) -> usize {
 }
 
 /// How a matrix lies in its slice: the distance from row to row and from column to column.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Strides(pub(super) usize, pub(super) usize);
 
 /// `c = a · b`: `c` is `[rows, columns]`, `a` `[rows, inner]` as its strides say, `b` `[inner, columns]`; `columns` is [`padded`].

@@ -84,6 +84,15 @@ pub(in crate::ops) fn dispatch<W: Work>(work: W) -> W::Output {
     Portable.vectorise(work)
 }
 
+/// Whether the processor has instructions that are known here by name; elsewhere the tensor library's own products are the faster ones.
+pub(in crate::ops) fn is_vectorised() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let found = avx512::Avx512::detect().is_some() || avx2::Avx2::detect().is_some();
+    #[cfg(not(target_arch = "x86_64"))]
+    let found = false;
+    found
+}
+
 /// Runs `work` with each kind of instructions that this processor has.
 #[cfg(test)]
 pub(in crate::ops) fn dispatch_each<W: Work + Clone>(work: W) -> Vec<W::Output> {

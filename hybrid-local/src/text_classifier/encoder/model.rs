@@ -5,7 +5,7 @@ use hybrid_core::{Error, Result};
 use super::{config::BertConfig, network::Network};
 use crate::{
     Device,
-    encoder::{Batch, Encoded, Marks, Tokens, on_device},
+    encoder::{Batch, Encoded, Marks, Portions, Tokens, in_portions, on_device},
     ops::Operators,
     text_classifier::{
         ClassifierConfig, backend,
@@ -14,9 +14,6 @@ use crate::{
         tensors::{Array, Tensors, Values, take_f32},
     },
 };
-
-/// Tokens that are worked on at a time: their activations fit into a processor's cache.
-const PORTION: usize = 2_048;
 
 /// The network of one version with its tokenizer.
 #[derive(Debug)]
@@ -67,7 +64,7 @@ impl BertModel {
             _ => tensor(name),
         };
         let operators = Operators::of(device.tensors());
-        let network = Network::of(&config.encoder, config.pooling, None, operators, merged)?;
+        let network = Network::of(&config.encoder, config.pooling, None, operators, merged)?.for_reading()?;
         Ok(Self { config, tokens, network, device: device.clone() })
     }
 }
@@ -79,23 +76,15 @@ pub(super) fn logits(
     first_position: usize,
     device: &Device,
 ) -> Result<Vec<Vec<f32>>> {
-    let mut logits = Vec::new();
-    let mut from = 0;
-    while from < texts.len() {
-        let (mut to, mut tokens) = (from, 0);
-        while to < texts.len() && (to == from || tokens + texts[to].ids.len() <= PORTION) {
-            tokens += texts[to].ids.len();
-            to += 1;
-        }
-        let ids: Vec<_> = texts[from..to].iter().map(|text| text.ids.as_slice()).collect();
+    let lengths: Vec<usize> = texts.iter().map(|text| text.ids.len()).collect();
+    in_portions(&lengths, Portions::of(device), |portion| {
+        let ids: Vec<_> = portion.iter().map(|&text| texts[text].ids.as_slice()).collect();
         let answer = || {
             let batch = Batch::of(&ids, first_position, device.tensors())?;
             network.logits(&batch, None)?.detach().to_vec2::<f32>()
         };
-        logits.extend(answer().map_err(tensor_error("classify"))?);
-        from = to;
-    }
-    Ok(logits)
+        answer().map_err(tensor_error("classify"))
+    })
 }
 
 impl backend::Network for BertModel {

@@ -41,6 +41,14 @@ impl Network {
         })
     }
 
+    /// The same for reading alone, without a gradient: the encoder's weights lie as products want them.
+    ///
+    /// # Errors
+    /// Not with tensors that fit the configuration.
+    pub(super) fn for_reading(self) -> Result<Self> {
+        Ok(Self { encoder: self.encoder.for_reading()?, ..self })
+    }
+
     /// The logits `[texts, labels]`.
     pub(super) fn logits(&self, batch: &Batch, mut dropout: Option<Dropout>) -> candle_core::Result<Tensor> {
         let hidden = self.encoder.hidden(batch, &mut dropout)?;

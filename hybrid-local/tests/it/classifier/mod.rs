@@ -1,5 +1,6 @@
 //! The text classifier: trained, written, loaded, asked.
 
+mod bakery;
 mod bert;
 mod contracts;
 mod hashed;

@@ -93,7 +93,7 @@ struct Case {
 
 async fn check_parity(root: &Path, expected: &Path) {
     let cases: Vec<Case> = serde_json::from_slice(&fs::read(expected).unwrap()).unwrap();
-    assert_eq!(cases.len(), 7);
+    assert_eq!(cases.len(), 9);
     for Case { model, pooling, normalize, texts, embeddings } in cases {
         let folder = folder(root, &model, &pooling, normalize, &[]);
         let backend = open(folder.path()).await;
@@ -255,7 +255,9 @@ async fn tokens_are_read_like_their_text_with_the_marks_around_them() {
 
 #[tokio::test]
 async fn many_texts_come_back_in_their_order_whatever_their_length() {
-    for (model, pooling) in [("bert/xlm-roberta", "mean_tokens"), ("decoder/qwen3", "lasttoken")] {
+    for (model, pooling) in
+        [("bert/xlm-roberta", "mean_tokens"), ("bert/modernbert", "cls_token"), ("decoder/qwen3", "lasttoken")]
+    {
         let folder = folder(Path::new(FIXTURES), model, pooling, true, &[]);
         let backend = open(folder.path()).await;
         let texts: Vec<String> = (0..300).map(|i| "rolls and cake ".repeat(1 + i * 7 % 5) + &i.to_string()).collect();
@@ -292,7 +294,7 @@ impl InferenceHarness<Embed> for Serving {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn serving_keeps_the_inference_contract() {
-    for model in ["bert/bert", "decoder/qwen3"] {
+    for model in ["bert/bert", "bert/modernbert", "decoder/qwen3"] {
         let folder = folder(Path::new(FIXTURES), model, "mean_tokens", true, &[]);
         inference::run(&Serving(open(folder.path()).await)).await.assert();
     }

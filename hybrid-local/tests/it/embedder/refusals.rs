@@ -18,7 +18,7 @@ async fn refused(path: &Path, kind: ErrorKind, named: &str) {
 #[tokio::test]
 async fn files_that_are_missing_cut_or_lie_are_told() {
     refused(Path::new("/nonesuch"), ErrorKind::NotFound, "config.json").await;
-    for model in ["bert/bert", "decoder/qwen3"] {
+    for model in ["bert/bert", "bert/modernbert", "decoder/qwen3"] {
         let make = || folder(Path::new(FIXTURES), model, "mean_tokens", true, &[]);
         for name in ["tokenizer.json", "model.safetensors"] {
             let folder = make();
@@ -64,7 +64,7 @@ async fn shapes_that_differ_and_families_that_are_unknown_are_named() {
 
 #[tokio::test]
 async fn a_model_that_does_not_fit_is_refused_before_its_weights_are_read() {
-    for model in ["bert/bert", "decoder/qwen3"] {
+    for model in ["bert/bert", "bert/modernbert", "decoder/qwen3"] {
         let folder = folder(Path::new(FIXTURES), model, "mean_tokens", true, &[]);
         let limited = loader().with_memory_limit(50_000);
         let error = limited.open(folder.path(), ServedModel::named("tiny")).await.unwrap_err();
