@@ -23,6 +23,7 @@ pub mod statistics;
 pub mod store;
 pub mod swap;
 pub mod table;
+pub mod training;
 
 use std::{
     fmt::Display,

@@ -30,6 +30,38 @@ fn log_sum(row: &[f32]) -> f32 {
     max + sum.ln() as f32
 }
 
+/// Replaces each row of logits by the gradient of its loss times its weight, and gives the losses times the weights.
+#[cfg(feature = "decoder")]
+pub(super) fn descend(logits: &mut [f32], columns: usize, targets: &[u32], weights: &[f32]) -> Result<Vec<f32>> {
+    check(logits.len() / columns.max(1), columns, targets, weights)?;
+    let rows = logits.par_chunks_exact_mut(columns).zip(targets.par_iter().zip(weights));
+    let row = |(row, (&target, &weight)): (&mut [f32], (&u32, &f32))| {
+        vectorised(|| {
+            let sum = log_sum(row);
+            let loss = weight * (sum - row[target as usize]);
+            slopes(row, sum, weight, target);
+            loss
+        })
+    };
+    Ok(rows.map(row).collect())
+}
+
+/// Replaces a row of logits by the gradient of `factor` times its loss.
+#[inline(always)]
+fn slopes(row: &mut [f32], sum: f32, factor: f32, target: u32) {
+    for value in &mut *row {
+        *value = factor * exp(*value - sum);
+    }
+    row[target as usize] -= factor;
+}
+
+fn check(rows: usize, columns: usize, targets: &[u32], weights: &[f32]) -> Result<()> {
+    if targets.len() != rows || weights.len() != rows || targets.iter().any(|&at| at as usize >= columns) {
+        candle_core::bail!("{rows} rows of {columns} logits have other targets");
+    }
+    Ok(())
+}
+
 impl CustomOp1 for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross entropy"
@@ -38,12 +70,7 @@ impl CustomOp1 for CrossEntropy {
     fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, columns) = layout.shape().dims2()?;
         let logits = slice(logits, layout)?;
-        if self.targets.len() != rows
-            || self.weights.len() != rows
-            || self.targets.iter().any(|&at| at as usize >= columns)
-        {
-            candle_core::bail!("{rows} rows of {columns} logits have other targets");
-        }
+        check(rows, columns, &self.targets, &self.weights)?;
         let row = |(row, (&target, weight)): (&[f32], (&u32, &f32))| {
             weight * (vectorised(|| log_sum(row)) - row[target as usize])
         };
@@ -56,16 +83,9 @@ impl CustomOp1 for CrossEntropy {
         let read = [logits.storage_and_layout(), gradient.storage_and_layout()];
         let (values, gradient) = (cpu_slice(&read[0])?, cpu_slice(&read[1])?);
         let columns = logits.dim(1)?;
-        let mut out = vec![0f32; values.len()];
-        let rows = out.par_chunks_exact_mut(columns).zip(values.par_chunks_exact(columns)).enumerate();
-        rows.for_each(|(i, (out, row))| {
-            vectorised(|| {
-                let (sum, factor) = (log_sum(row), self.weights[i] * gradient[i]);
-                for (out, value) in out.iter_mut().zip(row) {
-                    *out = factor * exp(value - sum);
-                }
-                out[self.targets[i] as usize] -= factor;
-            });
+        let mut out = values.to_vec();
+        out.par_chunks_exact_mut(columns).enumerate().for_each(|(i, row)| {
+            vectorised(|| slopes(row, log_sum(row), self.weights[i] * gradient[i], self.targets[i]));
         });
         tensor(out, logits.dims()).map(Some)
     }

@@ -11,6 +11,26 @@ const SHARE: usize = 16 << 10;
 /// Columns of the block that [`product`] keeps in registers; rows of its operands are padded to a multiple.
 const LANES: usize = 16;
 
+/// What becomes of what a result is written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Onto {
+    /// It is lost, and need not be anything.
+    Nothing,
+    /// The result is added to it.
+    #[cfg_attr(not(feature = "decoder"), allow(dead_code))]
+    Before,
+}
+
+#[cfg(feature = "decoder")]
+impl Onto {
+    /// Makes `out` something that can be added to.
+    pub(crate) fn begin(self, out: &mut [f32]) {
+        if self == Self::Nothing {
+            out.fill(0.0);
+        }
+    }
+}
+
 /// Runs `work` with the widest vector instructions that the processor has; it must be inlined whole.
 #[inline]
 pub(super) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
@@ -56,6 +76,32 @@ pub(super) fn sum_vectors(vectors: Vec<Vec<f32>>, columns: usize) -> Vec<f32> {
 pub(super) fn squares(values: &[f32]) -> f64 {
     let shares: Vec<_> = values.par_chunks(SHARE).map(|share| vectorised(|| f64::from(dot(share, share)))).collect();
     shares.into_iter().sum()
+}
+
+/// Adds `values` to `sums`, one to each.
+#[cfg(feature = "decoder")]
+pub(super) fn add_all(sums: &mut [f32], values: &[f32]) {
+    sums.par_chunks_mut(SHARE)
+        .zip(values.par_chunks(SHARE))
+        .for_each(|(sums, values)| vectorised(|| add(sums, values)));
+}
+
+/// Multiplies each of `values` by its factor.
+#[cfg(feature = "decoder")]
+pub(super) fn multiply_all(values: &mut [f32], factors: &[f32]) {
+    values.par_chunks_mut(SHARE).zip(factors.par_chunks(SHARE)).for_each(|(values, factors)| {
+        vectorised(|| {
+            for (value, factor) in values.iter_mut().zip(factors) {
+                *value *= factor;
+            }
+        });
+    });
+}
+
+/// Adds `row` to each row of as many columns.
+#[cfg(feature = "decoder")]
+pub(super) fn add_to_rows(rows: &mut [f32], row: &[f32]) {
+    by_rows(rows, row.len(), |_, rows| rows.chunks_exact_mut(row.len()).for_each(|sums| add(sums, row)));
 }
 
 #[inline(always)]

@@ -6,27 +6,34 @@
 mod attention;
 #[cfg(feature = "decoder")]
 mod cached;
+#[cfg(feature = "decoder")]
 mod causal;
 mod composed;
 mod cross_entropy;
 mod dense;
 mod fused;
 mod kernels;
+#[cfg(feature = "decoder")]
+mod multiply;
 mod optimiser;
 #[cfg(feature = "decoder")]
 pub(crate) mod packed;
 mod rows;
 mod simd;
+#[cfg(feature = "decoder")]
+pub(crate) mod tape;
 
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use self::{causal::Causal, cross_entropy::CrossEntropy};
+use self::cross_entropy::CrossEntropy;
 
 pub(crate) use attention::Spans;
 #[cfg(feature = "decoder")]
 pub(crate) use cached::{CachedAttention, CachedSequence, put_rows};
+#[cfg(feature = "decoder")]
+pub(crate) use causal::Causal;
 pub(crate) use fused::Laid;
 pub(crate) use optimiser::{Rates, Step, squares, update};
 
@@ -125,6 +132,7 @@ impl Operators {
 
     /// The attention of each row over itself and those before it in its text, of which it sees `window` at most: queries are
     /// `[rows, heads · size]`, keys and values `[rows, key heads · size]`. `None` where there is no such operator.
+    #[cfg(feature = "decoder")]
     pub(crate) fn causal_attention(
         self,
         [queries, keys, values]: [&Tensor; 3],
@@ -133,7 +141,7 @@ impl Operators {
         scale: f64,
         window: Option<usize>,
     ) -> Option<Result<Tensor>> {
-        let causal = Causal { spans: spans.clone(), heads, key_heads, scale: scale as f32, window };
+        let causal = causal::Causal { spans: spans.clone(), heads, key_heads, scale: scale as f32, window };
         (self == Self::Fused)
             .then(|| queries.contiguous()?.apply_op3(&keys.contiguous()?, &values.contiguous()?, causal))
     }

@@ -29,7 +29,7 @@ pub(super) use self::{
     merge::{BESIDE, merge, replace},
 };
 use super::{config::DecoderConfig, network::low_rank};
-use crate::{device::tensor_error, random::Random, tensors::Array};
+use crate::{device::tensor_error, ops::tape::LowRank, random::Random, tensors::Array};
 
 const OPERATION: &str = "open adapter";
 
@@ -284,6 +284,13 @@ impl Worn<'_> {
         Tensor::cat(&pieces, 0)
     }
 
+    /// What the layer at `place` wears on a tape, where `numbers` go in.
+    pub(super) fn low_rank(&self, place: Place, numbers: usize) -> Option<LowRank> {
+        let pair = self.adapter.pairs.get(&place)?.clone();
+        let mask = self.dropout.map(|dropout| dropout.factors(place, numbers).into());
+        Some(LowRank { pair, scale: self.adapter.scale as f32, mask })
+    }
+
     fn beside(&self, pair: &[Tensor; 2], place: Place, x: &Tensor, whole: &Tensor) -> TensorResult<Tensor> {
         let scale = self.adapter.scale;
         whole
@@ -296,7 +303,10 @@ impl Worn<'_> {
 
 impl Dropout {
     fn mask(&self, place: Place, x: &Tensor) -> TensorResult<Tensor> {
-        let mask = Random::of(self.seed, &format!("dropout {place}"), self.index).mask(x.elem_count(), self.share);
-        Tensor::from_vec(mask, x.shape(), x.device())
+        Tensor::from_vec(self.factors(place, x.elem_count()), x.shape(), x.device())
+    }
+
+    fn factors(&self, place: Place, count: usize) -> Vec<f32> {
+        Random::of(self.seed, &format!("dropout {place}"), self.index).mask(count, self.share)
     }
 }

@@ -7,7 +7,10 @@ use candle_core::{Result, Tensor, quantized::QTensor};
 use super::product;
 use crate::{
     decoder::files::Stored,
-    ops::packed::{Packed, product as packed_product},
+    ops::{
+        packed::{Packed, product as packed_product},
+        tape::{LowRank, Tape, Value, Weight as Taped},
+    },
 };
 
 /// `x Wᵀ + b`, whatever W is made of.
@@ -54,6 +57,18 @@ impl Linear {
     }
 }
 
+impl Linear {
+    /// The same on a tape, with what is worn beside it.
+    pub(super) fn on(&self, tape: &mut Tape, x: &Value, beside: Option<LowRank>) -> Result<Value> {
+        let weight = match &self.weight {
+            Weight::Dense(weight) => Taped::Dense(weight.clone()),
+            Weight::Packed(blocks) => Taped::Packed(Arc::clone(blocks)),
+            Weight::Quantized(blocks) => Taped::Quantized(Arc::clone(blocks)),
+        };
+        tape.linear(x, &weight, self.bias.as_ref(), beside)
+    }
+}
+
 /// The table of embeddings.
 #[derive(Clone, Debug)]
 pub(super) struct Table(Stored);
@@ -61,6 +76,14 @@ pub(super) struct Table(Stored);
 impl Table {
     pub(super) fn new(table: Stored) -> Self {
         Self(table)
+    }
+
+    /// The table where it is trained.
+    pub(super) fn variable(&self) -> Option<&Tensor> {
+        match &self.0 {
+            Stored::Dense(table) if table.track_op() => Some(table),
+            _ => None,
+        }
     }
 
     /// The rows of `[tokens]` whole numbers: `[tokens, hidden]`.

@@ -9,6 +9,7 @@ mod linear;
 mod positions;
 mod product;
 mod sequences;
+mod taped;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -21,7 +21,7 @@ use crate::{
 pub(in crate::decoder) struct Sequences {
     tokens: Vec<u32>,
     lengths: Vec<usize>,
-    spans: Spans,
+    pub(super) spans: Spans,
     /// By length and window; `None` where a token sees all.
     masks: BTreeMap<(usize, Option<usize>), Option<Tensor>>,
 }

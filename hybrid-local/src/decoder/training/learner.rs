@@ -22,14 +22,16 @@ use crate::{
     },
     device::tensor_error,
     learning::gradients::{Proof, prove},
-    ops::{Operators, Rates, Step, squares, update},
+    ops::{
+        Operators, Rates, Step, squares,
+        tape::{Buffers, Slopes},
+        update,
+    },
     random::Random,
     tensors::{Array, Tensors, take_f32},
 };
 
 const OPERATION: &str = "train";
-/// Logits that are in memory at a time.
-const LOGITS: usize = 8 << 20;
 
 /// Gradients by the names of their parameters.
 pub(super) type Gradients = BTreeMap<String, Tensor>;
@@ -37,22 +39,27 @@ pub(super) type Gradients = BTreeMap<String, Tensor>;
 /// A network that learns by AdamW.
 #[derive(Debug)]
 pub(in crate::decoder) struct Learner<'a> {
-    network: &'a Network,
-    config: &'a DecoderConfig,
-    settings: &'a TrainSettings,
-    lessons: &'a [Lesson],
-    parameters: BTreeMap<String, Parameter>,
+    pub(super) network: &'a Network,
+    pub(super) config: &'a DecoderConfig,
+    pub(super) settings: &'a TrainSettings,
+    pub(super) lessons: &'a [Lesson],
+    pub(super) parameters: BTreeMap<String, Parameter>,
     /// What the network wears, of parameters.
     adapter: Option<Adapter>,
     /// The parameters that gradients have not yet been seen to reach.
     unproven: BTreeSet<String>,
     /// What the network without the adapter makes of a pair of answers, by the number of the lesson.
-    references: RefCell<BTreeMap<usize, [f64; 2]>>,
+    pub(super) references: RefCell<BTreeMap<usize, [f64; 2]>>,
+    /// The memory of passes on tapes, and of the gradients that they find.
+    pub(super) buffers: Buffers,
+    pub(super) slopes: RefCell<Slopes>,
+    /// Whether passes are on tapes.
+    pub(super) taped: bool,
 }
 
 #[derive(Debug)]
-struct Parameter {
-    value: Var,
+pub(super) struct Parameter {
+    pub(super) value: Var,
     /// `[2, …]`: see [`update`].
     moments: Var,
 }
@@ -148,8 +155,19 @@ impl<'a> Learner<'a> {
         let parameters: candle_core::Result<BTreeMap<_, _>> = values.into_iter().map(parameter).collect();
         let parameters = parameters.map_err(tensor_error("begin training"))?;
         let unproven = parameters.keys().cloned().collect();
-        let references = RefCell::default();
-        Ok(Self { network, config, settings, lessons, parameters, adapter, unproven, references })
+        Ok(Self {
+            network,
+            config,
+            settings,
+            lessons,
+            parameters,
+            adapter,
+            unproven,
+            references: RefCell::default(),
+            buffers: Buffers::default(),
+            slopes: RefCell::default(),
+            taped: Network::is_taped(config, network.device()),
+        })
     }
 
     /// Learns from the batches of a step, the `step`th from 0 of `planned`, and says what they were to the network before.
@@ -157,6 +175,11 @@ impl<'a> Learner<'a> {
     /// # Errors
     /// `InvalidInput` if loss or gradients are not finite; `Internal` that names a parameter that the loss does not reach.
     pub(in crate::decoder) fn step(&mut self, batches: &[Vec<usize>], step: usize, planned: usize) -> Result<Measure> {
+        // From within the pool of threads: whoever asks it for each operator from outside waits to be woken each time.
+        rayon::scope(|_| self.step_within(batches, step, planned))
+    }
+
+    fn step_within(&mut self, batches: &[Vec<usize>], step: usize, planned: usize) -> Result<Measure> {
         let fail = tensor_error(OPERATION);
         let count = batches.iter().map(|batch| self.count(batch)).sum::<f64>();
         let (mut measure, mut gradients) = (Measure::default(), Gradients::new());
@@ -223,7 +246,7 @@ impl<'a> Learner<'a> {
         Ok(())
     }
 
-    fn lessons(&self, batch: &[usize]) -> Vec<&'a Lesson> {
+    pub(super) fn lessons(&self, batch: &[usize]) -> Vec<&'a Lesson> {
         batch.iter().map(|lesson| &self.lessons[*lesson]).collect()
     }
 
@@ -250,6 +273,9 @@ impl<'a> Learner<'a> {
         let dropout = (dropout > 0.0).then_some(Dropout { share: dropout, seed: self.settings.seed, index });
         let pass = self.network.pass(&sequences, worn(self.adapter.as_ref(), &sequences, dropout))?;
 
+        if self.taped {
+            return self.learn_on_tape(batch, &targets, &pass, &sequences, count, gradients);
+        }
         let entered = self.network.enter(&sequences)?;
         let mut inputs: Vec<Tensor> = Vec::new();
         let mut outputs: Vec<Option<Tensor>> = Vec::new();
@@ -297,15 +323,7 @@ impl<'a> Learner<'a> {
         count: f64,
         gradients: &mut Gradients,
     ) -> TensorResult<(Measure, Tensor)> {
-        // In preference learning the weight of a token depends on all tokens of the pair.
-        let known = match self.settings.beta {
-            Some(_) => Some(self.judge(batch, targets, &self.losses_of_top(top, &targets.tokens)?, count)?),
-            None => None,
-        };
-        let weights = match &known {
-            Some((_, weights)) => weights.clone(),
-            None => vec![(1.0 / count) as f32; targets.rows.len()],
-        };
+        let (known, weights) = self.weights(batch, targets, top, count)?;
         let (mut loss, mut parts) = (0.0, Vec::new());
         for (from, length) in self.portions(targets.rows.len()) {
             let part = Var::from_tensor(&top.narrow(0, from, length)?)?;
@@ -321,81 +339,11 @@ impl<'a> Learner<'a> {
                 None => candle_core::bail!("the loss does not reach the last layer"),
             });
         }
-        let measure =
-            known.map_or(Measure { loss: loss * count, count: self.count(batch), preferred: 0.0 }, |(known, _)| known);
+        let measure = known.unwrap_or_else(|| Measure { loss: loss * count, count: self.count(batch), preferred: 0.0 });
         Ok((measure, Tensor::cat(&parts, 0)?))
     }
 
-    /// What tokens' losses are in all, and the weight of each in the gradient of the mean over `count`.
-    fn judge(
-        &self,
-        batch: &[usize],
-        targets: &Targets,
-        losses: &[f32],
-        count: f64,
-    ) -> TensorResult<(Measure, Vec<f32>)> {
-        let Some(beta) = self.settings.beta else {
-            let loss = losses.iter().map(|loss| f64::from(*loss)).sum();
-            let measure = Measure { loss, count: losses.len() as f64, preferred: 0.0 };
-            return Ok((measure, vec![(1.0 / count) as f32; losses.len()]));
-        };
-        // Rafailov and others, "Direct Preference Optimization", 2023, equation 7: minus the logarithm of the sigmoid of the margin.
-        let sums = targets.sums(losses, 2 * batch.len());
-        let mut of_sequences = vec![0f32; sums.len()];
-        let mut measure = Measure { count: batch.len() as f64, ..Measure::default() };
-        for (i, lesson) in batch.iter().enumerate() {
-            let [of_better, of_worse] = self.reference(*lesson)?;
-            let margin = beta * ((of_better - sums[2 * i]) - (of_worse - sums[2 * i + 1]));
-            measure.loss += (-margin.abs()).exp().ln_1p() + (-margin).max(0.0);
-            measure.preferred += f64::from(u8::from(margin > 0.0));
-            let slope = (beta / (1.0 + margin.exp()) / count) as f32;
-            (of_sequences[2 * i], of_sequences[2 * i + 1]) = (slope, -slope);
-        }
-        Ok((measure, targets.sequences.iter().map(|sequence| of_sequences[*sequence]).collect()))
-    }
-
-    /// What the network without the adapter makes of a pair, always by itself, so that it is the same whatever it is learnt beside.
-    fn reference(&self, lesson: usize) -> TensorResult<[f64; 2]> {
-        if let Some(known) = self.references.borrow().get(&lesson) {
-            return Ok(*known);
-        }
-        let lessons = self.lessons(&[lesson]);
-        let targets = Targets::of(&lessons);
-        let sums = targets.sums(&self.losses(&lessons, &targets, None)?, 2);
-        let sums = [sums[0], sums[1]];
-        self.references.borrow_mut().insert(lesson, sums);
-        Ok(sums)
-    }
-
-    /// The loss of each token to be learnt, with no way back.
-    fn losses(&self, lessons: &[&Lesson], targets: &Targets, adapter: Option<&Adapter>) -> TensorResult<Vec<f32>> {
-        let sequences = self.sequences(lessons)?;
-        let pass = self.network.pass(&sequences, worn(adapter, &sequences, None))?;
-        let mut x = self.network.enter(&sequences)?.detach();
-        for at in 0..self.config.layers() {
-            x = self.network.through(at, x, &pass)?.detach();
-        }
-        let rows = Tensor::from_slice(&targets.rows, targets.rows.len(), x.device())?;
-        self.losses_of_top(&x.index_select(&rows, 0)?, &targets.tokens)
-    }
-
-    fn losses_of_top(&self, top: &Tensor, tokens: &[u32]) -> TensorResult<Vec<f32>> {
-        let mut losses = Vec::with_capacity(tokens.len());
-        for (from, length) in self.portions(tokens.len()) {
-            let logits = self.network.leave(&top.narrow(0, from, length)?)?.detach();
-            let weights = vec![1f32; length].into();
-            let targets = tokens[from..from + length].into();
-            losses.extend(Operators::of(logits.device()).cross_entropy(&logits, targets, weights)?.to_vec1::<f32>()?);
-        }
-        Ok(losses)
-    }
-
-    fn portions(&self, rows: usize) -> impl Iterator<Item = (usize, usize)> {
-        let portion = (LOGITS / self.config.vocabulary).max(1);
-        (0..rows).step_by(portion).map(move |from| (from, portion.min(rows - from)))
-    }
-
-    fn sequences(&self, lessons: &[&Lesson]) -> TensorResult<Sequences> {
+    pub(super) fn sequences(&self, lessons: &[&Lesson]) -> TensorResult<Sequences> {
         let tokens = lessons.iter().flat_map(|lesson| &lesson.sequences).map(|sequence| sequence.tokens.as_slice());
         Sequences::new(tokens, &self.config.windows, self.network.device())
     }
@@ -470,7 +418,7 @@ impl<'a> Learner<'a> {
 const LORA_A: &str = "lora_a";
 const LORA_B: &str = "lora_b";
 
-fn worn<'a>(adapter: Option<&'a Adapter>, sequences: &Sequences, dropout: Option<Dropout>) -> Vec<Worn<'a>> {
+pub(super) fn worn<'a>(adapter: Option<&'a Adapter>, sequences: &Sequences, dropout: Option<Dropout>) -> Vec<Worn<'a>> {
     let rows = 0..sequences.tokens().len();
     adapter.into_iter().map(|adapter| Worn { rows: rows.clone(), adapter, dropout }).collect()
 }

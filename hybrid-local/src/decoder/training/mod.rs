@@ -1,19 +1,22 @@
 //! Training of decoders: the same network that serves, with a way back.
 //!
 //! [`DecoderTrainer`] is the port. The parts, in the order of a run: `settings` reads a plan, `lessons` writes judgments as the model reads
-//! them, `batches` puts them in order, `memory` estimates, `learner` has the parameters and takes the steps, `course` is the loop with
+//! them, `batches` puts them in order, `memory` estimates, `learner` has the parameters and takes the steps, on the
+//! processor by `taped`, `course` is the loop with
 //! validation and checkpoints. `jsonl` makes judgments of files that other trainers read.
 
 mod base;
 mod batches;
 mod course;
+#[cfg(test)]
+mod footprint;
 mod jsonl;
 mod learner;
 mod lessons;
+mod losses;
 mod memory;
 mod settings;
-#[cfg(test)]
-mod speed;
+mod taped;
 mod targets;
 #[cfg(test)]
 mod tests;

@@ -136,6 +136,50 @@ fn gradients_of_matrices_are_those_of_finite_differences() {
 }
 
 #[test]
+fn gradients_on_tapes_are_those_of_the_tensor_library() {
+    let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let compare = |learner: &mut Learner<'_>, what: &str| {
+        assert!(learner.taped, "{what}");
+        let (loss, ours) = gradients(learner);
+        // On memory that was used before.
+        let (again, same) = gradients(learner);
+        assert_eq!(loss, again, "{what}");
+        let ours: BTreeMap<_, _> = ours.iter().map(|(name, gradient)| (name.clone(), flat(gradient))).collect();
+        assert!(same.iter().all(|(name, gradient)| flat(gradient) == ours[name]), "{what}");
+        learner.taped = false;
+        let (expected, theirs) = gradients(learner);
+        assert!((loss - expected).abs() < 1e-5 * expected.abs(), "{what}: {loss} {expected}");
+        assert!(ours.keys().eq(theirs.keys()), "{what}");
+        for (name, theirs) in &theirs {
+            let theirs = flat(theirs);
+            let size = theirs.iter().map(|value| value.abs()).fold(0.0, f32::max);
+            for (ours, theirs) in ours[name].iter().zip(&theirs) {
+                assert!((ours - theirs).abs() <= 1e-4 * size, "{what}, {name}: {ours} {theirs}");
+            }
+        }
+    };
+    for (name, sequences) in [("llama-bias", 1), ("qwen2", 1), ("qwen3", 2), ("gemma3", 1), ("phi3", 1), ("mistral", 2)]
+    {
+        let files = open(name);
+        let lessons = lessons(files.config.vocabulary, sequences);
+        let values = json!({"lora_rank": 3, "lora_dropout": 0.3});
+        let settings_of_matrices = settings(if sequences == 2 { DPO } else { LORA }, &values).unwrap();
+        let plain = network(&files, &*files.weights);
+        let start = matrices(&files, &settings_of_matrices);
+        let mut learner = Learner::of_matrices(&plain, &files.config, &settings_of_matrices, &lessons, &start).unwrap();
+        compare(&mut learner, &format!("{name}, matrices"));
+        if sequences == 1 {
+            let settings = settings(FULL, &json!({})).unwrap();
+            let weights = Trainable::new(open(name).weights);
+            let trained = network(&files, &weights);
+            let mut learner =
+                Learner::of_network(&trained, &files.config, &settings, &lessons, weights.variables()).unwrap();
+            compare(&mut learner, &format!("{name}, all weights"));
+        }
+    }
+}
+
+#[test]
 fn layers_that_are_worked_out_anew_have_the_same_gradients() {
     let files = open("qwen3");
     let lessons = lessons(files.config.vocabulary, 1);

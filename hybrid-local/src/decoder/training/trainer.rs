@@ -175,6 +175,7 @@ impl DecoderTrainer {
             trained: lora.as_ref().map_or(base_bytes / 4, Matrices::numbers),
             rows: steps.iter().flatten().map(batch).max().unwrap_or_default(),
             longest: longest.max().unwrap_or_default(),
+            taped: Network::is_taped(&config, self.device.tensors()),
         };
         check_memory(OPERATION, needed(&config, settings, demand), self.memory_limit)
             .map_err(|error| error.with("way out", "a smaller batch_size or max_tokens, or recompute"))?;

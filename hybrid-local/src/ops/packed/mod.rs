@@ -156,7 +156,7 @@ impl Packed {
     }
 
     /// `x Wᵀ` of `[n, columns]` floats, whole rows: `[n, rows]`.
-    fn product(&self, x: &[f32]) -> Vec<f32> {
+    pub(in crate::ops) fn product(&self, x: &[f32]) -> Vec<f32> {
         let mut out = vec![0f32; x.len() / self.columns * self.rows];
         with_kind!(self.format, K => product::product::<K>(self, x, &mut out));
         out
