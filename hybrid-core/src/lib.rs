@@ -10,7 +10,7 @@
 //! | [`Trainer`] | plan in, candidate out | |
 //! | [`VectorIndex`] | embeddings of a tenant, and the nearest of them | [`memory::MemoryVectorIndex`] |
 //! | [`RecordStore`] | a tenant's live records: conditions, an end, export and erasure | [`memory::MemoryRecordStore`] |
-//! | [`Outbox`], [`JudgmentSink`], [`Jobs`], [`Clock`], [`IdSource`], [`Signer`], [`ModelLoader`], [`Progress`] | the smaller ones | |
+//! | [`Outbox`], [`JudgmentSink`], [`Jobs`], [`Clock`], [`IdSource`], [`Signer`], [`ModelLoader`], [`VersionSource`], [`Progress`] | the smaller ones | |
 //!
 //! [`Files`] keeps customers' files over any [`ArtifactStore`], for both halves.
 //!
@@ -63,7 +63,10 @@ pub use jobs::{JobEnd, JobFailure, JobOrder, JobStatus, Jobs};
 pub use judgment::{
     DatasetRef, Judgment, JudgmentSink, Segment, SegmentRef, dataset_prefix, fold_judgments, segment_key,
 };
-pub use model::{ChunkRef, FileEntry, FileName, Lineage, Manifest, ModelLoader, Requirements, Signer};
+pub use model::{
+    ChunkRef, FileEntry, FileName, Lineage, LocalVersion, Manifest, ModelLoader, Requirements, Signer, VersionRef,
+    VersionSource,
+};
 pub use money::{Currency, Money, Price, Usage};
 pub use outbox::Outbox;
 pub use presign::{DownloadOptions, Presign, SignedRequest, UploadOptions};

@@ -1,13 +1,20 @@
 //! Model versions: what a manifest says, and the ports that sign and load one.
 
-use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Digest, Error, InferenceBackend, Key, ModelName, Result, Task, Timestamp, document::document, trainer::TrainPlan,
-    verdict::VerdictRecord,
+    ChannelName, Digest, Error, InferenceBackend, Key, ModelName, Result, Task, Timestamp, document::document,
+    trainer::TrainPlan, verdict::VerdictRecord,
 };
 
 /// One version of a model: files with their chunks, what they need, where they come from, and why they may be used.
@@ -182,6 +189,73 @@ pub trait ModelLoader<T: Task>: fmt::Debug + Send + Sync + 'static {
     async fn load(&self, manifest: &Manifest, digest: Digest, folder: &Path) -> Result<Arc<dyn InferenceBackend<T>>>;
 }
 
+/// Which version of a registry is meant.
+///
+/// As text it is the digest of a version's manifest, or `model/channel`; `model` alone means its channel `stable`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum VersionRef {
+    /// The version whose manifest has this digest: the same for ever.
+    Manifest(Digest),
+    /// The version that a channel has in service when it is asked for.
+    Channel(ModelName, ChannelName),
+}
+
+impl FromStr for VersionRef {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        // A name is shorter than a digest.
+        if let Ok(digest) = text.parse() {
+            return Ok(Self::Manifest(digest));
+        }
+        let (model, channel) = match text.split_once('/') {
+            Some((model, channel)) => (model, ChannelName::new(channel)),
+            None => (text, Ok(ChannelName::stable())),
+        };
+        ModelName::new(model).and_then(|model| Ok(Self::Channel(model, channel?))).map_err(|error| {
+            Error::invalid("parse version", "expected model/channel, a model, or the digest of a manifest")
+                .with("found", format_args!("{text:?}"))
+                .with_source(error)
+        })
+    }
+}
+
+impl fmt::Display for VersionRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Manifest(digest) => digest.fmt(f),
+            Self::Channel(model, channel) => write!(f, "{model}/{channel}"),
+        }
+    }
+}
+
+/// A version on this machine, verified and complete.
+#[derive(Clone, Debug)]
+pub struct LocalVersion {
+    /// The folder of the version's files.
+    pub folder: PathBuf,
+    /// The version's identity.
+    pub digest: Digest,
+    /// The version.
+    pub manifest: Manifest,
+    /// Keeps the folder where it is: hold it while anything reads there.
+    pub in_use: Arc<dyn Any + Send + Sync>,
+}
+
+/// Brings versions of a registry to this machine for whoever names one.
+///
+/// # Behavior
+/// - Gives nothing that was not verified as a version in service is: its digest, its signature, and, of a channel, the channel's statement.
+/// - A version that is here already needs no connection.
+/// - What the registry does not have is [`NotFound`](crate::ErrorKind::NotFound), what must not be loaded
+///   [`Untrusted`](crate::ErrorKind::Untrusted).
+#[async_trait]
+pub trait VersionSource: fmt::Debug + Send + Sync + 'static {
+    /// Brings the version that `which` names.
+    async fn bring(&self, which: &VersionRef) -> Result<LocalVersion>;
+}
+
 /// Signs bytes with a key that it does not give away: a file's here, a key service's elsewhere.
 ///
 /// # Behavior
@@ -197,6 +271,21 @@ pub trait Signer: fmt::Debug + Send + Sync + 'static {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_are_named_by_channel_or_digest() {
+        let digest = Digest::of(b"manifest");
+        assert_eq!(digest.to_string().parse::<VersionRef>().unwrap(), VersionRef::Manifest(digest));
+        let model = ModelName::new("bakery").unwrap();
+        let canary = VersionRef::Channel(model.clone(), ChannelName::new("canary").unwrap());
+        assert_eq!("bakery/canary".parse::<VersionRef>().unwrap(), canary);
+        assert_eq!(canary.to_string(), "bakery/canary");
+        let stable = VersionRef::Channel(model, ChannelName::stable());
+        assert_eq!("bakery".parse::<VersionRef>().unwrap(), stable);
+        for bad in ["", "/", "bakery/", "a/b/c", "../x", "Bakery"] {
+            assert!(bad.parse::<VersionRef>().is_err(), "{bad}");
+        }
+    }
 
     fn name(text: &str) -> FileName {
         FileName::new(text).unwrap()

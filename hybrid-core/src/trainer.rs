@@ -74,7 +74,7 @@ document!(TrainPlan, "hybrid.plan", 1);
 pub enum BaseModel {
     /// A folder in Hugging Face layout on the trainer's machine.
     Folder(PathBuf),
-    /// A model in the Hugging Face hub's cache, as `organisation/name`.
+    /// A model of the Hugging Face hub, as `owner/name`, with `@revision` behind it if need be, and `#file` for one file of several.
     Hub(String),
     /// A version in the registry.
     Version(Digest),

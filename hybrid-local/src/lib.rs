@@ -10,6 +10,7 @@
 //! | `decoder` | `DecoderLoader`, `DecoderModel`, `Device`: chat with decoders of the Llama, Mistral, Qwen, Gemma and Phi families on candle, of Hugging Face folders and GGUF files |
 //! | `embedder` | `EmbedderLoader`, `Device`: embedding with encoders of the BERT family and with decoders, as sentence-transformers' files say |
 //! | `evaluation` | `evaluation`: golden sets, paired comparison, verdicts; needs neither candle nor SQLite |
+//! | `hub` | `Hub`: models fetched from the Hugging Face hub; without it its cache is read alone |
 //! | `metal`, `cuda`, `accelerate` | hardware that candle can use |
 //!
 //! The first five are on by default.
@@ -28,7 +29,8 @@ mod embedder;
 mod encoder;
 #[cfg(feature = "evaluation")]
 pub mod evaluation;
-#[cfg(any(feature = "classifier", feature = "decoder"))]
+#[cfg(any(feature = "classifier", feature = "decoder", feature = "hub"))]
+#[cfg_attr(not(any(feature = "classifier", feature = "decoder")), allow(dead_code))]
 mod files;
 #[cfg(feature = "embedded")]
 mod folder_store;
@@ -46,6 +48,8 @@ pub mod quantize;
 #[cfg(any(feature = "classifier", feature = "decoder"))]
 #[cfg_attr(not(all(feature = "classifier", feature = "decoder")), allow(dead_code))]
 mod random;
+#[cfg(any(feature = "classifier", feature = "decoder", feature = "hub"))]
+mod source;
 #[cfg(feature = "embedded")]
 mod sqlite;
 #[cfg(any(feature = "classifier", feature = "decoder"))]
@@ -62,6 +66,10 @@ pub use device::{Device, DeviceChoice};
 pub use embedder::EmbedderLoader;
 #[cfg(feature = "embedded")]
 pub use folder_store::{FolderStaging, FolderStore};
+#[cfg(feature = "hub")]
+pub use source::Hub;
+#[cfg(any(feature = "classifier", feature = "decoder", feature = "hub"))]
+pub use source::{HubCache, HubModel, LocalModel, ModelResolver, ModelSource};
 #[cfg(feature = "embedded")]
 pub use sqlite::{
     SqliteOutbox, SqliteQueue, SqliteQueueOptions, SqliteRecordOptions, SqliteRecordStore, SqliteVectorIndex,

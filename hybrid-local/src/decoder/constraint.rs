@@ -49,6 +49,8 @@ pub(super) struct Constraints {
     end: u32,
     /// The tokens between which thoughts stand, where each is one.
     thoughts: Option<[u32; 2]>,
+    /// Whether a space at the beginning of an answer is not seen, so that it may begin as models of such tokenizers begin all words.
+    strips_a_space: bool,
 }
 
 /// Holds one answer to its form.
@@ -77,7 +79,10 @@ impl Constraints {
         let unsupported =
             || Error::unsupported(OPERATION, "the model's tokenizer does not let answers be held to a form");
         let end = *ends.first().ok_or_else(unsupported)?;
-        let bytes = tokens.bytes().map_err(|error| unsupported().with_source(error))?;
+        let spelling = tokens.spelling().ok_or_else(|| {
+            unsupported().with("reason", "the tokenizer is not one of bytes, nor does it fall back to them")
+        })?;
+        let bytes = spelling.marked();
         // The library asserts what it expects.
         let made = catch_unwind(|| {
             let trie = TokTrie::from(&TokRxInfo::new(bytes.len() as u32, end), &bytes);
@@ -88,7 +93,7 @@ impl Constraints {
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
         let thoughts = tokens.id(THINK).zip(tokens.id(THOUGHT)).map(|(begin, end)| [begin, end]);
-        Ok(Self { factory, end, thoughts })
+        Ok(Self { factory, end, thoughts, strips_a_space: spelling.strips_a_space() })
     }
 
     /// A constraint to a form; `thinking` says whether the answer has begun with thoughts, or must not have any.
@@ -104,7 +109,12 @@ impl Constraints {
             )
             .with("field", "response_format"));
         }
-        let matcher = self.matcher(&grammar(form, format, thoughts.is_some())).map_err(|reason| {
+        let before = match thoughts {
+            Some(_) => "/\\n{0,2}/ ",
+            None if self.strips_a_space => "/ ?/ ",
+            None => "",
+        };
+        let matcher = self.matcher(&grammar(form, format, before)).map_err(|reason| {
             // Which of the schemas it is only each by itself can tell.
             let alone = |schema: &Value| self.matcher(&format!("start: %json {}", spaced(schema)));
             let mut schemas = form.text.iter().map(|schema| ("response_format.schema", schema.clone()));
@@ -202,8 +212,8 @@ fn failed(error: impl fmt::Display) -> Error {
     Error::internal(OPERATION, "the answer's form could not be followed").with("reason", error)
 }
 
-/// The form in the language of the library. Literals are JSON strings in it.
-fn grammar(form: &Form, format: CallFormat, thoughtful: bool) -> String {
+/// The form in the language of the library, behind white space of this pattern. Literals are JSON strings in it.
+fn grammar(form: &Form, format: CallFormat, before: &str) -> String {
     let literal = |text: String| Value::String(text).to_string();
     let mut rules = Vec::new();
     let mut answers = Vec::new();
@@ -228,8 +238,7 @@ fn grammar(form: &Form, format: CallFormat, thoughtful: bool) -> String {
         }
         rules.push(format!("call: {}", calls.join(" | ")));
     }
-    let space = if thoughtful { "/\\n{0,2}/ " } else { "" };
-    format!("start: {space}({})\n{}\n", answers.join(" | "), rules.join("\n"))
+    format!("start: {before}({})\n{}\n", answers.join(" | "), rules.join("\n"))
 }
 
 /// Arguments are an object, whether or not their schema says so.

@@ -16,7 +16,7 @@ use super::{
     template::Templates,
     tokens::Tokens,
 };
-use crate::{Device, files};
+use crate::{Device, ModelResolver, ModelSource, files};
 
 pub(super) const OPERATION: &str = "load decoder";
 const DEFAULT_CONTEXT: usize = 4_096;
@@ -27,7 +27,7 @@ const DEFAULT_CONTEXT: usize = 4_096;
 /// - Reads a folder as Hugging Face's tools leave it (`config.json`, `tokenizer.json`, Safetensors in one file or several), or one GGUF file
 ///   with its own tokenizer (F32, F16, BF16, Q4_0 to Q8_1, Q2_K to Q8_K). As a [`ModelLoader`] it knows the architecture `decoder/1`: a
 ///   version whose files are such a folder, or one that holds one GGUF file; and `decoder-adapter/1`: an adapter as PEFT has it, with the
-///   base that its plan names by its folder, which has to be the one that it was made for, digest by digest.
+///   base that its plan names, which has to be the one that it was made for, digest by digest. See [`with_models`](Self::with_models).
 /// - What is malformed, cut or of another shape than the configuration says is [`Corrupt`](hybrid_core::ErrorKind::Corrupt), what is not known
 ///   [`Unsupported`](hybrid_core::ErrorKind::Unsupported), each by its name.
 /// - Of models that see pictures too (Gemma 3) the part that reads text is loaded. Where a model turns its positions in one way up to the
@@ -69,12 +69,14 @@ pub struct DecoderLoader {
     memory_limit: Option<u64>,
     context: usize,
     streams: usize,
+    models: ModelResolver,
 }
 
 impl DecoderLoader {
     /// A loader of models that compute on `device`, with a context of at most 4,096 tokens and memory for one answer that fills it.
     pub fn new(device: Device) -> Self {
-        Self { device, memory_limit: None, context: DEFAULT_CONTEXT, streams: 1 }
+        let models = ModelResolver::local();
+        Self { device, memory_limit: None, context: DEFAULT_CONTEXT, streams: 1, models }
     }
 
     /// The same, for models that take at most `bytes` of memory.
@@ -102,6 +104,13 @@ impl DecoderLoader {
         self
     }
 
+    /// The same, with the bases of adapters from wherever `models` finds them.
+    #[must_use]
+    pub fn with_models(mut self, models: ModelResolver) -> Self {
+        self.models = models;
+        self
+    }
+
     /// Loads the model that lies at `path`, a folder or a GGUF file, as `model`.
     ///
     /// # Errors
@@ -123,14 +132,21 @@ impl DecoderLoader {
     /// Loads an adapter with the base that it was made for.
     async fn open_adapter(
         &self,
-        base: &Path,
+        base: Option<&BaseModel>,
         folder: &Path,
         model: ServedModel,
     ) -> Result<Arc<dyn InferenceBackend<Chat>>> {
-        let (at, beside) = (base.to_owned(), folder.to_owned());
-        let checked = tokio::task::spawn_blocking(move || BaseDigests::read(&beside)?.check(&at));
+        let base = base.ok_or_else(|| Error::corrupt(OPERATION, "the adapter's plan names no base"))?;
+        let source = ModelSource::try_from(base).map_err(|error| {
+            let message =
+                "the adapter's base is not one of this machine; load it beside its base, or work it into a model";
+            Error::unsupported(OPERATION, message).with("base", format_args!("{base:?}")).with_source(error)
+        })?;
+        let base = self.models.resolve(&source).await?;
+        let (at, beside) = (base.clone(), folder.to_owned());
+        let checked = tokio::task::spawn_blocking(move || BaseDigests::read(&beside)?.check(at.path()));
         checked.await.map_err(|error| Error::internal(OPERATION, "loading ended early").with_source(error))??;
-        self.open_model(base).await?.adapter(folder, model).await
+        self.open_model(base.path()).await?.adapter(folder, model).await
     }
 
     fn read(&self, path: &Path) -> Result<DecoderModel> {
@@ -163,14 +179,7 @@ impl ModelLoader<Chat> for DecoderLoader {
     ) -> Result<Arc<dyn InferenceBackend<Chat>>> {
         let loaded = if manifest.architecture == ADAPTER_ARCHITECTURE {
             let model = check_manifest(manifest, digest, ADAPTER_ARCHITECTURE)?;
-            match &manifest.lineage.plan.base {
-                Some(BaseModel::Folder(base)) => self.open_adapter(base, folder, model).await,
-                base => Err(Error::unsupported(
-                    OPERATION,
-                    "the adapter's base is not in a folder of this machine; load it beside its base, or work it into a model",
-                )
-                .with("base", format_args!("{base:?}"))),
-            }
+            self.open_adapter(manifest.lineage.plan.base.as_ref(), folder, model).await
         } else {
             self.open(folder, check_manifest(manifest, digest, ARCHITECTURE)?).await
         };

@@ -1,7 +1,7 @@
 //! Chat models that run on this machine: decoders of several families behind one network.
 //!
 //! [`DecoderLoader`] makes a backend of a model's files, [`DecoderModel`] several that share the weights. The parts, from the disk up: `files` reads folders and GGUF files into one description,
-//! `config`; `network` is the decoder, its linear layers the seam for faster kernels; `tokens`, `template` and `prompt` write a conversation
+//! `config`; `network` is the decoder, its linear layers the seam for faster kernels; `tokens`, `spelling`, `template` and `prompt` write a conversation
 //! as the model reads it; `sampling` draws tokens; `constraint` holds them to a form; `answer` tells words, thoughts and calls of tools apart; `codec` is
 //! all of that but the network, `writer` writes one answer with it, `engine` writes many side by side, and `backend` serves them.
 
@@ -21,6 +21,7 @@ mod prompt;
 pub(crate) mod reading;
 pub(crate) mod rope;
 mod sampling;
+mod spelling;
 #[cfg(feature = "embedder")]
 mod states;
 mod template;

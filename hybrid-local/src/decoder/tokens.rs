@@ -1,10 +1,12 @@
 //! From text to tokens and back, a token at a time.
 
-use std::{panic::catch_unwind, str::FromStr};
+use std::{panic::catch_unwind, str::FromStr, sync::OnceLock};
 
 use hybrid_core::{Error, Result};
 use serde::de::IgnoredAny;
 use tokenizers::Tokenizer;
+
+use super::spelling::{Spelling, Utf8};
 
 const OPERATION: &str = "read tokenizer";
 /// A character has four bytes at most, so this many tokens after a cut one the rest of it will not come.
@@ -30,6 +32,8 @@ pub(super) struct Tokens {
     tokenizer: Tokenizer,
     /// Rows of the model's embeddings, at least as many as there are tokens.
     vocabulary: usize,
+    /// The tokens' bytes, where they are known; read when they are first asked for.
+    spelling: OnceLock<Option<Spelling>>,
 }
 
 impl Tokens {
@@ -52,7 +56,7 @@ impl Tokens {
                 .with("id", id)
                 .with("vocabulary", vocabulary));
         }
-        Ok(Self { tokenizer, vocabulary })
+        Ok(Self { tokenizer, vocabulary, spelling: OnceLock::new() })
     }
 
     /// The tokens of a text in which the special ones are written out already.
@@ -68,22 +72,9 @@ impl Tokens {
         self.tokenizer.token_to_id(text)
     }
 
-    /// The bytes that each token stands for, none for rows that are no token.
-    ///
-    /// # Errors
-    /// `Unsupported` if the tokenizer is not one of bytes, nor falls back to them.
-    pub(super) fn bytes(&self) -> Result<Vec<Vec<u8>>> {
-        let unsupported = |reason: String| {
-            Error::unsupported("spell tokens", "the tokenizer's tokens are not known as bytes").with("reason", reason)
-        };
-        let text = self.tokenizer.to_string(false).map_err(|error| unsupported(error.to_string()))?;
-        let read = catch_unwind(|| {
-            let json = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-            llguidance::token_bytes_from_tokenizer_json(&json).map_err(|error| error.to_string())
-        });
-        let mut bytes = read.map_err(|_| unsupported("the library failed".to_owned()))?.map_err(unsupported)?;
-        bytes.resize(self.vocabulary, Vec::new());
-        Ok(bytes)
+    /// The bytes that the tokens stand for; `None` if the tokenizer is not one of bytes, nor falls back to them.
+    pub(super) fn spelling(&self) -> Option<&Spelling> {
+        self.spelling.get_or_init(|| Spelling::of(&self.tokenizer, self.vocabulary)).as_ref()
     }
 
     /// The tokens of a text by itself, with those that the tokenizer puts at its beginning and end.
@@ -110,35 +101,55 @@ impl Tokens {
 /// Joins tokens to text as they come, and never gives a part of a character.
 #[derive(Debug, Default)]
 pub(super) struct Joiner {
+    bytes: Utf8,
+    words: Words,
+}
+
+impl Joiner {
+    /// The text that `token` makes whole.
+    pub(super) fn push(&mut self, token: u32, tokens: &Tokens) -> Result<String> {
+        match tokens.spelling() {
+            Some(spelling) => Ok(self.bytes.push(token, spelling)),
+            None => self.words.push(token, tokens),
+        }
+    }
+
+    /// The text that is still held, as far as it is whole, with U+FFFD for what is not.
+    pub(super) fn finish(&mut self, tokens: &Tokens) -> Result<String> {
+        match tokens.spelling() {
+            Some(_) => Ok(self.bytes.finish()),
+            None => self.words.advance(tokens, true),
+        }
+    }
+}
+
+/// As [`Joiner`], of tokens whose bytes are not known.
+#[derive(Debug, Default)]
+struct Words {
     /// The tokens whose text was given last, and those that came since: the same token reads differently at the beginning of a text.
     tokens: Vec<u32>,
     /// How many of them have been given.
     given: usize,
 }
 
-impl Joiner {
-    /// The text that `token` makes whole.
-    pub(super) fn push(&mut self, token: u32, tokens: &Tokens) -> Result<String> {
+impl Words {
+    fn push(&mut self, token: u32, tokens: &Tokens) -> Result<String> {
         self.tokens.push(token);
         self.advance(tokens, self.tokens.len() - self.given > HELD)
-    }
-
-    /// The text that is still held, as far as it is whole, with U+FFFD for what is not.
-    pub(super) fn finish(&mut self, tokens: &Tokens) -> Result<String> {
-        self.advance(tokens, true)
     }
 
     fn advance(&mut self, tokens: &Tokens, all: bool) -> Result<String> {
         let before = tokens.decode(&self.tokens[..self.given])?;
         let whole = tokens.decode(&self.tokens)?;
         // A tokenizer may write what it has given differently when more comes; then it is not given again.
-        let Some(new) = whole.strip_prefix(&before) else {
-            return Ok(String::new());
+        let new = match whole.strip_prefix(&before) {
+            Some(new) => new.to_owned(),
+            None if all => tokens.decode(&self.tokens[self.given..])?,
+            None => return Ok(String::new()),
         };
         if new.is_empty() || (new.ends_with(char::REPLACEMENT_CHARACTER) && !all) {
             return Ok(String::new());
         }
-        let new = new.to_owned();
         self.tokens.drain(..self.given);
         self.given = self.tokens.len();
         Ok(new)
@@ -189,16 +200,6 @@ mod tests {
         let mut joiner = Joiner::default();
         let held: Vec<String> = (0..12).map(|_| joiner.push(croissant[0], &tokens).unwrap()).collect();
         assert!(held.concat().contains(char::REPLACEMENT_CHARACTER), "nothing is held for ever");
-    }
-
-    #[test]
-    fn bytes_of_tokens_join_to_the_text() {
-        let tokens = tokens();
-        let bytes = tokens.bytes().unwrap();
-        assert_eq!(bytes.len(), 1_000);
-        let text = "zwölf Brötchen für 🥐 und 漢字";
-        let joined: Vec<u8> = tokens.encode(text).unwrap().iter().flat_map(|id| bytes[*id as usize].clone()).collect();
-        assert_eq!(String::from_utf8(joined).unwrap(), text);
     }
 
     #[test]

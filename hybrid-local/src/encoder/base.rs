@@ -98,7 +98,7 @@ fn find(theirs: &Tensors, family: &Family, ours: &str) -> Option<String> {
     names.into_iter().find(|name| theirs.contains_key(name))
 }
 
-pub(crate) fn missing(folder: &Path, name: &str) -> Error {
+fn missing(folder: &Path, name: &str) -> Error {
     let has = |name: &str| folder.join(name).exists();
     let way_out = if has("model.safetensors.index.json") && name == WEIGHTS {
         "a base model's file is missing: the weights lie in several files; save the model anew as one"

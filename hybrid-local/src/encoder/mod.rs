@@ -11,7 +11,7 @@ mod pooling;
 mod portions;
 mod tokens;
 
-pub(crate) use base::{Base, missing, model_type, on_device};
+pub(crate) use base::{Base, model_type, on_device};
 pub(crate) use config::{EncoderConfig, LoraConfig, TARGETS};
 pub(crate) use family::HeadActivation;
 pub(crate) use network::{Dropout, Encoder, Linear};

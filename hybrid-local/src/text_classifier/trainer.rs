@@ -1,21 +1,17 @@
 //! From judgments to a version's files.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use async_trait::async_trait;
 use hybrid_core::{
-    BaseModel, Cancellation, Candidate, CandidateFile, CandidateOutput, Digest, Document, Error, FileName, Hasher,
-    Requirements, Result, Task, TrainPlan, TrainRun, Trainer, TrainerProfile, task::Classify,
+    Cancellation, Candidate, CandidateFile, CandidateOutput, Digest, Document, Error, FileName, Hasher, Requirements,
+    Result, Task, TrainPlan, TrainRun, Trainer, TrainerProfile, task::Classify,
 };
 
 use super::{
     ADAPTER, BERT_ARCHITECTURE, CONFIG, HASHED_ARCHITECTURE, TOKENIZER, WEIGHTS,
     checkpoint::Checkpoint,
-    encoder::{BertMethod, BertSettings, Mode, Places, version_tensors},
+    encoder::{BertMethod, BertSettings, Mode, version_tensors},
     examples::Examples,
     files,
     hashed::{HashedMethod, HashedSettings},
@@ -23,7 +19,7 @@ use super::{
     tensors,
     training::{self, Figures, Trained},
 };
-use crate::{Device, encoder::Base};
+use crate::{Device, LocalModel, ModelResolver, ModelSource, encoder::Base};
 
 const OPERATION: &str = "train";
 const NAME: &str = concat!("hybrid-local/", env!("CARGO_PKG_VERSION"));
@@ -43,10 +39,10 @@ const METHODS: [&str; 3] = [HASHED, BERT_FULL, BERT_LORA];
 ///
 /// # Bases
 /// A model in Hugging Face layout: `config.json`, `tokenizer.json`, `model.safetensors`, of the types `bert`, `roberta`, `xlm-roberta`,
-/// `camembert` and `distilbert`. [`BaseModel::Folder`] names its folder. [`BaseModel::Hub`] names a model in the Hugging Face hub's cache as
-/// `organisation/name` or `organisation/name@revision`; nothing is fetched, and what is missing is
-/// [`NotFound`](hybrid_core::ErrorKind::NotFound) with the command that fetches it. The cache is where `HF_HUB_CACHE`, `HF_HOME` and the
-/// like say, or where [`with_hub_cache`](Self::with_hub_cache) does.
+/// `camembert` and `distilbert`. [`BaseModel::Folder`](hybrid_core::BaseModel::Folder) names its folder,
+/// [`BaseModel::Hub`](hybrid_core::BaseModel::Hub) a model of the Hugging Face hub, [`BaseModel::Version`](hybrid_core::BaseModel::Version) a version of a registry. By default the hub's cache is read alone, and what it lacks is
+/// [`NotFound`](hybrid_core::ErrorKind::NotFound) with the command that fetches it; [`with_models`](Self::with_models) says where else models come
+/// from.
 ///
 /// # Hyperparameters of `hashed-text`
 /// | name | range | default | what it is |
@@ -127,19 +123,19 @@ const METHODS: [&str; 3] = [HASHED, BERT_FULL, BERT_LORA];
 #[derive(Clone, Debug)]
 pub struct TextClassifierTrainer {
     device: Device,
-    places: Places,
+    models: ModelResolver,
 }
 
 impl TextClassifierTrainer {
     /// A trainer that computes on `device`.
     pub fn new(device: Device) -> Self {
-        Self { device, places: Places::default() }
+        Self { device, models: ModelResolver::local() }
     }
 
-    /// The same, with the Hugging Face hub's cache in `folder` instead of where the environment says.
+    /// The same, with base models from wherever `models` finds them.
     #[must_use]
-    pub fn with_hub_cache(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.places.hub_cache = Some(folder.into());
+    pub fn with_models(mut self, models: ModelResolver) -> Self {
+        self.models = models;
         self
     }
 
@@ -162,9 +158,9 @@ impl TextClassifierTrainer {
                     )
                     .with("method", &plan.method));
                 };
-                Places::check(base)?;
+                let base = ModelSource::try_from(base).map_err(|error| error.with("method", &plan.method))?;
                 let mode = if plan.method == BERT_FULL { Mode::Full } else { Mode::Lora };
-                Method::Bert(base.clone(), BertSettings::read(&settings, mode, plan.seed)?)
+                Method::Bert(base, BertSettings::read(&settings, mode, plan.seed)?)
             }
             _ => {
                 return Err(Error::invalid("check plan", "the trainer does not know this method")
@@ -202,9 +198,9 @@ impl TextClassifierTrainer {
         Ok(self.candidate(HASHED_ARCHITECTURE, output, memory, metrics, examples))
     }
 
-    fn train_bert(&self, base: &BaseModel, settings: &BertSettings, work: &Work) -> Result<Candidate> {
+    fn train_bert(&self, base: &LocalModel, settings: &BertSettings, work: &Work) -> Result<Candidate> {
         let Work { plan, run, examples, dropped } = work;
-        let base = Base::read(&self.places.folder(base)?, None)?;
+        let base = Base::read(base.path(), None)?;
         let checkpoint = Checkpoint::new(&run.scratch, self.run_digest(plan, base.digests.values())?);
         let method = BertMethod::new(examples, &base, settings, &self.device)?;
         let cut = method.cut();
@@ -252,7 +248,7 @@ impl TextClassifierTrainer {
 
 enum Method {
     Hashed(HashedSettings),
-    Bert(BaseModel, BertSettings),
+    Bert(ModelSource, BertSettings),
 }
 
 /// What a blocking thread is given.
@@ -289,10 +285,15 @@ impl Trainer for TextClassifierTrainer {
         let dropped = Cancellation::new();
         let guard = dropped.clone().drop_guard();
         let work = Work { plan: plan.clone(), run: run.clone(), examples, dropped };
+        let base = match &method {
+            Method::Hashed(_) => None,
+            Method::Bert(base, _) => Some(self.models.resolve(base).await?),
+        };
         let this = self.clone();
-        let training = tokio::task::spawn_blocking(move || match method {
-            Method::Hashed(settings) => this.train_hashed(settings, &work),
-            Method::Bert(base, settings) => this.train_bert(&base, &settings, &work),
+        let training = tokio::task::spawn_blocking(move || match (method, base) {
+            (Method::Bert(_, settings), Some(base)) => this.train_bert(&base, &settings, &work),
+            (Method::Bert(..), None) => Err(Error::internal(OPERATION, "the base was not looked for")),
+            (Method::Hashed(settings), _) => this.train_hashed(settings, &work),
         });
         let candidate =
             training.await.map_err(|error| Error::internal(OPERATION, "training ended early").with_source(error))?;

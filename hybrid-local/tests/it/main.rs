@@ -13,3 +13,7 @@ mod embedded;
 mod embedder;
 #[cfg(feature = "evaluation")]
 mod evaluation;
+#[cfg(feature = "decoder")]
+mod mutated;
+#[cfg(feature = "decoder")]
+mod source;

@@ -22,6 +22,7 @@ mod key;
 mod oms;
 mod publish;
 mod settle;
+mod versions;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -38,6 +39,7 @@ pub use fetch::{FetchOptions, Fetched, InUse, Pruned, held_versions, hold_versio
 pub use key::{FileSigner, PublicKey};
 pub use oms::{VerifiedFolder, sign_folder, verify_folder};
 pub use publish::{Draft, PublishOptions, Published};
+pub use versions::RegistryVersions;
 
 /// The name under which a version's manifest lies beside its files.
 pub const MANIFEST_FILE: &str = "manifest.json";

@@ -5,7 +5,7 @@
 
 mod json;
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, io};
 
 use hybrid_core::{Error, Result, Timestamp};
 use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig};
@@ -14,6 +14,8 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 const OPERATION: &str = "fill chat template";
 /// Steps of a template's program before it counts as a loop without an end; a long conversation takes some thousand.
 const FUEL: u64 = 20_000_000;
+/// What a template may write, in bytes: far more than any model reads.
+const MAX_TEXT: usize = 64 << 20;
 
 /// The templates that a model's files hold, and the tokens that they name.
 #[derive(Clone, Debug, Default)]
@@ -91,7 +93,7 @@ impl Templates {
     /// The conversation as the model reads it, up to where its answer begins.
     ///
     /// # Errors
-    /// `InvalidInput` with the template's own words if it refuses the conversation; `Unsupported` if it fails.
+    /// `InvalidInput` with the template's own words if it refuses the conversation; `TooLarge` if it writes without end; `Unsupported` if it fails.
     pub(super) fn fill(&self, conversation: Conversation) -> Result<String> {
         self.render(conversation, true)
     }
@@ -120,7 +122,9 @@ impl Templates {
         if let Some(thinking) = thinking {
             values.insert("enable_thinking".to_owned(), Value::from(thinking));
         }
-        let filled = template.and_then(|template| template.render(context! { ..Value::from(values) }));
+        let mut text = Limited(Vec::new());
+        let filled = template
+            .and_then(|template| template.render_captured_to(context! { ..Value::from(values) }, &mut text).map(drop));
         filled.map_err(|error| match raised(&error) {
             Some(words) => {
                 Error::invalid(OPERATION, "the model's template refuses the conversation").with("reason", words)
@@ -128,8 +132,31 @@ impl Templates {
             None if error.kind() == ErrorKind::OutOfFuel => {
                 Error::unsupported(OPERATION, "the template does not come to an end").with("steps", FUEL)
             }
+            None if error.kind() == ErrorKind::WriteFailure => {
+                Error::too_large(OPERATION, "the template makes too long a text of the conversation")
+                    .with("limit", MAX_TEXT)
+            }
             None => Error::unsupported(OPERATION, "the template cannot be filled").with_source(error),
-        })
+        })?;
+        String::from_utf8(text.0)
+            .map_err(|error| Error::internal(OPERATION, "the template wrote no text").with_source(error))
+    }
+}
+
+/// A text that does not grow without end.
+struct Limited(Vec<u8>);
+
+impl io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > MAX_TEXT - self.0.len() {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -235,6 +262,10 @@ mod tests {
         assert_eq!(fill("{{ strftime_now('%') }}").unwrap_err().kind(), Unsupported);
         let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}";
         assert!(fill(endless).unwrap_err().message().contains("does not come to an end"));
+        let deep = "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}";
+        assert_eq!(fill(deep).unwrap_err().kind(), Unsupported);
+        let long = "{% for a in range(9999) %}{{ 'rye' * 1000000 }}{% endfor %}";
+        assert_eq!(fill(long).unwrap_err().kind(), hybrid_core::ErrorKind::TooLarge);
         assert!(Templates::compile(Sources::default()).unwrap_err().message().contains("no chat template"));
     }
 }

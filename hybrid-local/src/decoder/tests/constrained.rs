@@ -1,7 +1,8 @@
 //! Answers of random weights that have to have a form: what they say has no meaning, its form is right.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
+use candle_core::quantized::GgmlDType;
 use hybrid_core::{
     ErrorKind, Task, Timestamp,
     task::{
@@ -11,9 +12,10 @@ use hybrid_core::{
 };
 use serde_json::{Value, json};
 
-use super::{fixture, network};
+use super::{fixture, gguf::Source, network};
 use crate::decoder::{
     codec::Codec,
+    constraint::Constraint,
     files::ModelFiles,
     network::{Cache, Network, Part, Wanted},
     template::Templates,
@@ -26,8 +28,8 @@ struct Model {
     codec: Codec,
 }
 
-fn model(name: &str, change: impl FnOnce(&mut ModelFiles)) -> Model {
-    let mut files = ModelFiles::open(&fixture(name)).unwrap();
+fn model(path: &Path, change: impl FnOnce(&mut ModelFiles)) -> Model {
+    let mut files = ModelFiles::open(path).unwrap();
     files.config.context = 1_000;
     change(&mut files);
     let network = network(&files);
@@ -91,7 +93,7 @@ fn schemas() -> Vec<Value> {
 
 #[test]
 fn two_hundred_answers_of_several_schemas_fit_them() {
-    let models = ["qwen2", "llama", "mistral", "qwen3"].map(|name| model(name, |_| {}));
+    let models = ["qwen2", "llama", "mistral", "qwen3"].map(|name| model(&fixture(name), |_| {}));
     let schemas = schemas();
     let mut by_end = BTreeMap::<bool, usize>::new();
     for seed in 0..200 {
@@ -115,8 +117,67 @@ fn two_hundred_answers_of_several_schemas_fit_them() {
 }
 
 #[test]
+fn tokenizers_that_fall_back_to_bytes_keep_to_schemas() {
+    let folder = tempfile::tempdir().unwrap();
+    let gguf = |name: &'static str| {
+        let path = folder.path().join(format!("{name}.gguf"));
+        Source::fixture(name).write(&path, GgmlDType::F32, |_| {});
+        model(&path, |_| {})
+    };
+    let models = [gguf("gemma2"), gguf("phi3"), model(&fixture("gemma3"), |_| {}), model(&fixture("phi3"), |_| {})];
+    let schemas = [
+        order(),
+        json!({"enum": ["a  b", "zwölf  🥐", "漢字"]}),
+        json!({"type": "string", "pattern": "^[äöü漢]{2,3}$"}),
+        json!({"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}, "minItems": 2, "maxItems": 3}),
+    ];
+    let (mut ended, mut in_bytes) = (0, 0);
+    for seed in 0..96 {
+        let (schema, model) = (&schemas[seed / models.len() % schemas.len()], &models[seed % models.len()]);
+        let mut request = request(seed as u64);
+        request.response_format = ResponseFormat::json_schema("order", schema.clone());
+        request.sampling.temperature = Some([0.0, 0.7, 1.5][seed % 3]);
+        let choice = model.answer(request).choices.remove(0);
+        let text = choice.message.text();
+        assert!(!text.contains(char::REPLACEMENT_CHARACTER), "{text:?}");
+        if choice.stop_reason == StopReason::EndTurn {
+            let value: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text:?}: {error}"));
+            assert!(jsonschema::is_valid(schema, &value), "{schema}: {text}");
+            assert!(!text.starts_with(' '), "{text:?}");
+            ended += 1;
+            in_bytes += usize::from(!text.is_ascii());
+        } else {
+            assert_eq!(choice.stop_reason, StopReason::MaxTokens, "{text:?}");
+        }
+    }
+    assert!(ended >= 80 && in_bytes >= 20, "{ended} {in_bytes}");
+}
+
+#[test]
+fn an_answer_may_begin_with_the_space_that_its_tokenizer_takes_away() {
+    for (name, strips) in [("phi3", true), ("gemma2", false)] {
+        let model = model(&fixture(name), |_| {});
+        let request = ChatRequest { response_format: ResponseFormat::json_schema("order", order()), ..request(0) };
+        let mut prepared = model.codec.prepare(request, Timestamp::UNIX_EPOCH).unwrap();
+        let constraint = prepared.constraint.as_mut().unwrap();
+        let id = |text: &str| model.codec.tokens.id(text).unwrap();
+        let allowed = |constraint: &mut Constraint, text: &str| {
+            let mut logits = vec![0.0; 400];
+            constraint.mask(&mut logits, &Default::default()).unwrap();
+            logits[id(text) as usize].is_finite()
+        };
+        assert!(allowed(constraint, "<0x7B>") && !allowed(constraint, "<0x7D>"));
+        assert_eq!(allowed(constraint, "▁"), strips, "{name}");
+        if strips {
+            constraint.accept(id("▁")).unwrap();
+            assert!(allowed(constraint, "<0x7B>") && !allowed(constraint, "▁"), "one space and no more");
+        }
+    }
+}
+
+#[test]
 fn any_object_is_json() {
-    let model = model("qwen2", |_| {});
+    let model = model(&fixture("qwen2"), |_| {});
     let mut ended = 0;
     for seed in 0..20 {
         let mut request = request(seed);
@@ -142,7 +203,7 @@ fn a_required_call_is_made_with_arguments_that_fit() {
     let take = || FunctionTool { strict: Some(true), ..FunctionTool::new("take_order", order()) };
     let open = || FunctionTool::new("opening \"hours\"", json!({"additionalProperties": false}));
     for (name, format) in [("qwen2", "<tool_call>"), ("llama", "\"parameters\"")] {
-        let model = model(name, |files| {
+        let model = model(&fixture(name), |files| {
             let template = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}";
             files.templates.default = Some(format!("{template} Write {format}"));
             files.templates.tool_use = None;
@@ -179,7 +240,7 @@ fn a_required_call_is_made_with_arguments_that_fit() {
 
 #[test]
 fn stops_and_limits_hold_within_a_form() {
-    let model = model("qwen2", |_| {});
+    let model = model(&fixture("qwen2"), |_| {});
     let formed = |change: fn(&mut Sampling)| {
         let mut request = request(4);
         request.response_format = ResponseFormat::json_schema("order", order());
@@ -199,7 +260,7 @@ fn stops_and_limits_hold_within_a_form() {
 
 #[test]
 fn thoughts_come_before_the_form() {
-    let model = model("qwen3", |files| {
+    let model = model(&fixture("qwen3"), |files| {
         files.templates.default = Some("{% for m in messages %}{{ m.content }}{% endfor %}<think>\n".to_owned());
     });
     let close = model.codec.tokens.id("</think>").unwrap();
@@ -221,7 +282,7 @@ fn thoughts_come_before_the_form() {
 
 #[test]
 fn schemas_that_cannot_be_kept_to_are_refused_by_name_with_the_reason() {
-    let model = model("qwen2", |_| {});
+    let model = model(&fixture("qwen2"), |_| {});
     let refused = |request: ChatRequest, field: &str, reason: &str| {
         let error = model.codec.prepare(request, Timestamp::UNIX_EPOCH).unwrap_err();
         assert_eq!((error.kind(), error.context("field")), (ErrorKind::Unsupported, Some(field)), "{error}");

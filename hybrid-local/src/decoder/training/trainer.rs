@@ -22,7 +22,7 @@ use super::{
     settings::{METHODS, TrainSettings},
 };
 use crate::{
-    Device,
+    Device, HubModel, ModelResolver, ModelSource,
     decoder::{
         ADAPTER_ARCHITECTURE, ARCHITECTURE,
         adapter::{self, BaseDigests, Matrices},
@@ -48,6 +48,9 @@ const NAME: &str = concat!("hybrid-local/", env!("CARGO_PKG_VERSION"));
 /// | `decoder-lora` | low-rank matrices beside the layers; the base stays as it is and may be quantized (QLoRA) | folder or GGUF file |
 /// | `decoder-full` | all weights | folder |
 /// | `decoder-dpo` | low-rank matrices that prefer the expert's answer to the model's own, with the base alone as the reference | folder or GGUF file |
+///
+/// A base may also be a model of the hub or a version of a registry: see [`with_models`](DecoderTrainer::with_models). By default the hub's cache is
+/// read alone.
 ///
 /// # Judgments
 /// Of the task `chat`: the input is a [`ChatRequest`](hybrid_core::task::ChatRequest), the decision `{"answers": ["…"]}`, of which the first is
@@ -104,12 +107,20 @@ const NAME: &str = concat!("hybrid-local/", env!("CARGO_PKG_VERSION"));
 pub struct DecoderTrainer {
     device: Device,
     memory_limit: Option<u64>,
+    models: ModelResolver,
 }
 
 impl DecoderTrainer {
     /// A trainer that computes on `device`.
     pub fn new(device: Device) -> Self {
-        Self { device, memory_limit: None }
+        Self { device, memory_limit: None, models: ModelResolver::local() }
+    }
+
+    /// The same, with base models from wherever `models` finds them.
+    #[must_use]
+    pub fn with_models(mut self, models: ModelResolver) -> Self {
+        self.models = models;
+        self
     }
 
     /// The same, for runs that take at most `bytes` of memory.
@@ -119,7 +130,7 @@ impl DecoderTrainer {
         self
     }
 
-    fn settings(plan: &TrainPlan) -> Result<(TrainSettings, PathBuf)> {
+    fn settings(plan: &TrainPlan) -> Result<(TrainSettings, ModelSource)> {
         if !METHODS.contains(&&*plan.method) {
             return Err(Error::invalid("check plan", "the trainer does not know this method")
                 .with("method", &plan.method)
@@ -127,17 +138,15 @@ impl DecoderTrainer {
         }
         let settings = TrainSettings::read(plan)?;
         match &plan.base {
-            Some(BaseModel::Folder(folder)) => Ok((settings, folder.clone())),
-            Some(other) => Err(Error::invalid(
-                "check plan",
-                "the method starts from a model in a folder; name its folder or GGUF file",
-            )
-            .with("method", &plan.method)
-            .with("base", format_args!("{other:?}"))),
-            None => {
-                Err(Error::invalid("check plan", "the method starts from a base model; name its folder or GGUF file")
-                    .with("method", &plan.method))
+            Some(base) => {
+                let source = ModelSource::try_from(base).map_err(|error| error.with("method", &plan.method))?;
+                Ok((settings, source))
             }
+            None => Err(Error::invalid(
+                "check plan",
+                "the method starts from a base model; name its folder or GGUF file, or a model of the hub",
+            )
+            .with("method", &plan.method)),
         }
     }
 
@@ -253,17 +262,18 @@ impl Trainer for DecoderTrainer {
     }
 
     async fn train(&self, plan: &TrainPlan, run: &TrainRun) -> Result<Candidate> {
-        let (settings, base) = Self::settings(plan)?;
+        let (settings, source) = Self::settings(plan)?;
         if run.cancel.is_cancelled() {
             return Err(Error::cancelled(OPERATION, "the run was cancelled"));
         }
         let judgments = plan.dataset.read(&*run.store).await?;
+        let base = self.models.resolve(&source).await?;
         let dropped = Cancellation::new();
         let guard = dropped.clone().drop_guard();
         let work = Work { plan: plan.clone(), run: run.clone(), judgments, dropped };
         let this = self.clone();
         let training = tokio::task::spawn_blocking(move || {
-            this.run(&settings, &base, &work).map_err(|error| error.with("dataset", &work.plan.dataset.name))
+            this.run(&settings, base.path(), &work).map_err(|error| error.with("dataset", &work.plan.dataset.name))
         });
         let candidate =
             training.await.map_err(|error| Error::internal(OPERATION, "training ended early").with_source(error))?;
@@ -294,6 +304,8 @@ impl Output<'_> {
                 } else {
                     let name = match &plan.base {
                         Some(BaseModel::Folder(folder)) => Some(folder.display().to_string()),
+                        // As other tools look for it.
+                        Some(BaseModel::Hub(model)) => Some(model.parse::<HubModel>()?.name().to_owned()),
                         _ => None,
                     };
                     let mut paths = matrices.write_peft(folder, name.as_deref())?;

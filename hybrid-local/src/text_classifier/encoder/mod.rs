@@ -2,7 +2,7 @@
 //!
 //! A base model in Hugging Face layout (`config.json`, `tokenizer.json`, `model.safetensors`) becomes a classifier: the encoder, the first
 //! row or the mean of all rows of a text, a layer with an activation, and a layer that gives the logits. The encoder is
-//! [`crate::encoder`]'s; `config` is what a version says, `places` where base models lie, `network` the network, `learner` how it learns.
+//! [`crate::encoder`]'s; `config` is what a version says, `network` the network, `learner` how it learns.
 //!
 //! # Files
 //! The architecture `bert-text-classifier/1` has in its folder all that it needs:
@@ -16,7 +16,6 @@ mod config;
 mod learner;
 mod model;
 mod network;
-mod places;
 mod settings;
 
 #[cfg(test)]
@@ -27,5 +26,4 @@ mod tests;
 pub(super) use config::BertConfig;
 pub(super) use learner::{BertMethod, version_tensors};
 pub(super) use model::BertModel;
-pub(super) use places::Places;
 pub(super) use settings::{BertSettings, Mode};

@@ -11,7 +11,7 @@ use hybrid_core::{
     TrainPlan, Trainer,
     task::{Classify, ClassifyRequest},
 };
-use hybrid_local::{Device, TextClassifierLoader, TextClassifierTrainer};
+use hybrid_local::{Device, HubCache, ModelResolver, TextClassifierLoader, TextClassifierTrainer};
 use serde_json::{Value, json};
 
 use super::{Site, ask, assert_same_scores, contents, context, judgments, manifest, messages, plan};
@@ -170,7 +170,8 @@ async fn a_base_is_found_in_the_hubs_cache_and_one_that_is_not_is_named_with_the
     let cache = tempfile::tempdir().unwrap();
     let repository = hub_cache(cache.path(), commit);
     let site = Site::with(judgments(&messages(12))).await;
-    let trainer = TextClassifierTrainer::new(Device::cpu()).with_hub_cache(cache.path().join("hub"));
+    let trainer = TextClassifierTrainer::new(Device::cpu())
+        .with_models(ModelResolver::local().with_cache(HubCache::at(cache.path().join("hub"))));
     let train = async |name: &str| -> Result<Candidate> {
         let mut plan = plan("bert-lora", site.dataset.clone(), json!({"epochs": 1}));
         plan.base = Some(BaseModel::Hub(name.to_owned()));

@@ -7,7 +7,7 @@ use hybrid_sync::registry::{ChannelReader, FileFloor, FileSigner, Floor, FloorSt
 
 use super::site::{DAY, Site, model, now};
 
-fn key(seq: u64) -> Key {
+pub(super) fn key(seq: u64) -> Key {
     format!("channels/bakery/stable/{seq:020}").parse().unwrap()
 }
 

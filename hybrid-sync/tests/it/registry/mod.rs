@@ -12,3 +12,4 @@ mod prune;
 mod publish;
 mod renewal;
 pub(crate) mod site;
+mod versions;
