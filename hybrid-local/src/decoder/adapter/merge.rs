@@ -19,11 +19,11 @@ use super::{Matrices, Pair};
 use crate::{
     decoder::{
         config::DecoderConfig,
-        files::{Safetensors, Weights},
+        files::{Fused, Safetensors, Weights},
     },
     device::tensor_error,
     files::io_error,
-    tensors::{Tensors, take_f32},
+    tensors::Tensors,
 };
 
 const OPERATION: &str = "write model";
@@ -53,19 +53,23 @@ pub(in crate::decoder) fn merge(
     to: &Path,
 ) -> Result<Vec<PathBuf>> {
     matrices.check(config)?;
-    let names: BTreeMap<String, &Pair> =
-        matrices.pairs.iter().map(|(place, pair)| (format!("model.{place}.weight"), pair)).collect();
-    let shapes = names.iter().map(|(name, Pair { a, b })| (name.clone(), vec![b.shape[0], a.shape[1]])).collect();
-    rewrite(base, to, &shapes, |name, mut values| {
-        let Pair { a, b } = names[name];
-        let product = || {
-            let tensor = |values: &[f32], shape: &[usize]| Tensor::from_slice(values, shape, &Device::Cpu);
-            let product = tensor(b.floats().unwrap_or_default(), &b.shape)?
-                .matmul(&tensor(a.floats().unwrap_or_default(), &a.shape)?)?;
-            (product * matrices.config.scale())?.flatten_all()?.to_vec1::<f32>()
-        };
-        let product = product().map_err(tensor_error(OPERATION))?;
-        values.iter_mut().zip(product).for_each(|(value, change)| *value += change);
+    let parts = parts_of(config, matrices.pairs.iter().map(|(place, pair)| (format!("model.{place}.weight"), pair)));
+    let inner = |parts: &[(usize, &Pair)]| parts.first().map(|(_, pair)| pair.a.shape[1]).unwrap_or_default();
+    let shapes = parts.iter().map(|(name, (rows, parts))| {
+        let rows = rows.unwrap_or_else(|| parts.iter().map(|(_, pair)| pair.b.shape[0]).sum());
+        (name.clone(), vec![rows, inner(parts)])
+    });
+    rewrite(base, to, &shapes.collect(), |name, mut values| {
+        for (first, Pair { a, b }) in &parts[name].1 {
+            let product = || {
+                let tensor = |values: &[f32], shape: &[usize]| Tensor::from_slice(values, shape, &Device::Cpu);
+                let product = tensor(b.floats().unwrap_or_default(), &b.shape)?
+                    .matmul(&tensor(a.floats().unwrap_or_default(), &a.shape)?)?;
+                (product * matrices.config.scale())?.flatten_all()?.to_vec1::<f32>()
+            };
+            let product = product().map_err(tensor_error(OPERATION))?;
+            values.iter_mut().skip(first * a.shape[1]).zip(product).for_each(|(value, change)| *value += change);
+        }
         Ok(values)
     })
 }
@@ -74,18 +78,53 @@ pub(in crate::decoder) fn merge(
 ///
 /// # Errors
 /// As of [`merge`].
-pub(in crate::decoder) fn replace(base: &Path, to: &Path, values: Tensors) -> Result<Vec<PathBuf>> {
-    let shapes = values.iter().map(|(name, array)| (name.clone(), array.shape.clone())).collect();
-    let values = std::cell::RefCell::new(values);
-    rewrite(base, to, &shapes, |name, old| {
-        let mut values = values.borrow_mut();
-        let shape = values.get(name).map(|array| array.shape.clone()).unwrap_or_default();
-        let new = take_f32(&mut values, name, &shape)?;
-        if new.len() == old.len() {
-            return Ok(new);
+pub(in crate::decoder) fn replace(
+    base: &Path,
+    config: &DecoderConfig,
+    to: &Path,
+    values: Tensors,
+) -> Result<Vec<PathBuf>> {
+    let parts = parts_of(config, values.iter().map(|(name, array)| (name.clone(), array)));
+    let shapes = parts.iter().map(|(name, (rows, parts))| {
+        let mut shape = parts.first().map(|(_, array)| array.shape.clone()).unwrap_or_default();
+        if let Some((first, rows)) = shape.first_mut().zip(*rows) {
+            *first = rows;
         }
-        Err(Error::internal(OPERATION, "a tensor has another size than it had").with("tensor", name))
+        (name.clone(), shape)
+    });
+    rewrite(base, to, &shapes.collect(), |name, mut values| {
+        for (first, array) in &parts[name].1 {
+            let row: usize = array.shape[1..].iter().product();
+            let new = array.floats()?;
+            match values.get_mut(first * row..first * row + new.len()) {
+                Some(place) => place.copy_from_slice(new),
+                None => {
+                    let message = "a tensor has another size than it had";
+                    return Err(Error::internal(OPERATION, message).with("tensor", name));
+                }
+            }
+        }
+        Ok(values)
     })
+}
+
+/// For each tensor of the files its rows, where it is a larger matrix that several layers lie in, and what goes into it with the first row of
+/// each.
+type Parts<'a, T> = BTreeMap<String, (Option<usize>, Vec<(usize, &'a T)>)>;
+
+/// Puts what is named as layers by themselves together as a model's files have it.
+fn parts_of<'a, T>(config: &DecoderConfig, named: impl Iterator<Item = (String, &'a T)>) -> Parts<'a, T> {
+    let fused = Fused::of(config);
+    let mut parts = Parts::new();
+    for (name, part) in named {
+        match fused.and_then(|fused| fused.place(&name)) {
+            Some(place) => parts.entry(place.name).or_insert((Some(place.all), Vec::new())).1.push((place.first, part)),
+            None => {
+                parts.insert(name, (None, vec![(0, part)]));
+            }
+        }
+    }
+    parts
 }
 
 /// One file of weights that is written anew.

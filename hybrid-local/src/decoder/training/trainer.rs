@@ -27,7 +27,7 @@ use crate::{
         ADAPTER_ARCHITECTURE, ARCHITECTURE,
         adapter::{self, BaseDigests, Matrices},
         config::DecoderConfig,
-        files::{Fused, ModelFiles, Weights},
+        files::{ModelFiles, Weights},
         network::Network,
         template::Templates,
         tokens::Tokens,
@@ -89,8 +89,8 @@ const NAME: &str = concat!("hybrid-local/", env!("CARGO_PKG_VERSION"));
 ///
 /// # Candidates
 /// An adapter is `decoder-adapter/1`: a folder as PEFT reads it (`adapter_config.json`, `adapter_model.safetensors`) with `base.json`, the
-/// digests of the base's files, which a loader checks. Of the Phi 3 family, whose files have several layers in one matrix, other tools do not read it. A model is `decoder/1`, a folder in Hugging Face layout whose numbers have the
-/// base's precision.
+/// digests of the base's files, which a loader checks. Of the Phi 3 family, whose files have several layers in one matrix, other tools do not
+/// read an adapter; they read a model. A model is `decoder/1`, a folder in Hugging Face layout whose numbers have the base's precision.
 ///
 /// # Behavior
 /// - Declares itself resumable and reproducible, and is: files depend on plan, base and device alone, byte for byte.
@@ -161,8 +161,8 @@ impl DecoderTrainer {
         let checkpoint = Checkpoint::new(&run.scratch, hasher.finish());
 
         let ModelFiles { config, weights, tokenizer, templates, defaults } = ModelFiles::open(base)?;
-        if settings.merged && (!base.is_dir() || Fused::of(&config).is_some()) {
-            let message = "a model is written of a folder of Safetensors alone, with each layer in a matrix of its own; set output to adapter";
+        if settings.merged && !base.is_dir() {
+            let message = "a model is written of a folder of Safetensors alone; set output to adapter";
             return Err(Error::unsupported(OPERATION, message).with("base", base.display()));
         }
         let tokens = Tokens::new(tokenizer, config.vocabulary)?;
@@ -296,7 +296,7 @@ impl Output<'_> {
     fn write(&self, settings: &TrainSettings, mut values: Tensors) -> Result<(&'static str, Vec<CandidateFile>, u64)> {
         let Self { plan, base, folder, config, digests } = self;
         let (paths, architecture, bytes) = match &settings.lora {
-            None => (adapter::replace(base, folder, values)?, ARCHITECTURE, 0),
+            None => (adapter::replace(base, config, folder, values)?, ARCHITECTURE, 0),
             Some(lora) => {
                 let matrices = Learner::matrices(&mut values, lora, config)?;
                 if settings.merged {
