@@ -6,7 +6,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `embedded` | `FolderStore`, `FolderStaging`, `SqliteQueue`, `SqliteOutbox`, `SqliteRecordStore`, `SqliteVectorIndex`: artifacts in a folder; jobs, records and embeddings in SQLite files (Unix) |
-//! | `classifier` | `TextClassifierTrainer`, `TextClassifierLoader`, `Device`: text classification on candle, of hashed n-grams or by fine-tuning encoders of the BERT family |
+//! | `classifier` | `TextClassifierTrainer`, `TextClassifierLoader`, `Device`: text classification on candle, of hashed n-grams or by fine-tuning encoders of the BERT family or, with `decoder`, chat models with a head |
 //! | `decoder` | `DecoderLoader`, `DecoderModel`, `Device`: chat with decoders of the Llama, Mistral, Qwen, Gemma and Phi families on candle, of Hugging Face folders and GGUF files |
 //! | `embedder` | `EmbedderLoader`, `Device`: embedding with encoders of the BERT family and with decoders, as sentence-transformers' files say |
 //! | `evaluation` | `evaluation`: golden sets, paired comparison, verdicts; needs neither candle nor SQLite |

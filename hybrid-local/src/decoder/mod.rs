@@ -14,6 +14,9 @@ mod constraint;
 mod defaults;
 mod engine;
 pub(crate) mod files;
+#[cfg(feature = "classifier")]
+pub(crate) mod headed;
+pub(crate) mod importance;
 mod loader;
 mod model;
 mod network;
@@ -27,7 +30,7 @@ mod states;
 mod template;
 pub(crate) mod tensors;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tokens;
 mod training;
 mod writer;

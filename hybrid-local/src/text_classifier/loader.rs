@@ -7,6 +7,8 @@ use hybrid_core::{
     Digest, Document, Error, InferenceBackend, Manifest, ModelLoader, Result, ServedModel, Task, task::Classify,
 };
 
+#[cfg(feature = "decoder")]
+use super::decoder::{self, HeadConfig, HeadModel};
 use super::{
     ADAPTER, BERT_ARCHITECTURE, CONFIG, HASHED_ARCHITECTURE, MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, TOKENIZER, WEIGHTS,
     backend::{Network, Reading, TextClassifier},
@@ -22,8 +24,8 @@ const OPERATION: &str = "load classifier";
 /// Loads the versions that [`TextClassifierTrainer`](crate::TextClassifierTrainer) makes.
 ///
 /// # Behavior
-/// - Knows the architectures `hashed-text-classifier/1` and `bert-text-classifier/1`; another is [`Unsupported`](hybrid_core::ErrorKind::Unsupported).
-///   A version needs its own files alone, not the base model that it was made of.
+/// - Knows the architectures `hashed-text-classifier/1`, `bert-text-classifier/1` and, with the feature `decoder`, `decoder-text-classifier/1`;
+///   another is [`Unsupported`](hybrid_core::ErrorKind::Unsupported). A version needs its own files alone, not the base model that it was made of.
 /// - Reads Safetensors and JSON, nothing else. What is missing, malformed or of another shape than the configuration says is
 ///   [`Corrupt`](hybrid_core::ErrorKind::Corrupt) and named.
 /// - What does not fit into the memory that is free, or into the limit set, is [`ResourceExhausted`](hybrid_core::ErrorKind::ResourceExhausted), before
@@ -52,7 +54,7 @@ impl TextClassifierLoader {
     }
 
     fn load_hashed(&self, folder: &Path, model: ServedModel) -> Result<Arc<dyn InferenceBackend<Classify>>> {
-        let config: HashedConfig = read_config(folder, HashedConfig::check)?;
+        let config: HashedConfig = read_config(folder, CONFIG, HashedConfig::check)?;
         // While loading, the file's bytes and its tensors are in memory side by side.
         files::check_memory(OPERATION, 2 * config.tensor_bytes(), self.memory_limit)?;
         let path = folder.join(WEIGHTS);
@@ -64,7 +66,7 @@ impl TextClassifierLoader {
     }
 
     fn load_bert(&self, folder: &Path, model: ServedModel) -> Result<Arc<dyn InferenceBackend<Classify>>> {
-        let config: BertConfig = read_config(folder, BertConfig::check)?;
+        let config: BertConfig = read_config(folder, CONFIG, BertConfig::check)?;
         let bytes = config.tensor_bytes();
         files::check_memory(OPERATION, 2 * bytes, self.memory_limit)?;
         let read = |name: &str| {
@@ -77,11 +79,19 @@ impl TextClassifierLoader {
             .map_err(|error| error.with("path", folder.display()))?;
         Ok(Arc::new(TextClassifier::new(network, model, &self.device)))
     }
+
+    #[cfg(feature = "decoder")]
+    fn load_decoder(&self, folder: &Path, model: ServedModel) -> Result<Arc<dyn InferenceBackend<Classify>>> {
+        let config: HeadConfig = read_config(folder, decoder::CONFIG, HeadConfig::check)?;
+        let network = HeadModel::open(folder, config, &self.device, self.memory_limit)
+            .map_err(|error| error.with("path", folder.display()))?;
+        Ok(Arc::new(TextClassifier::new(network, model, &self.device)))
+    }
 }
 
 /// Reads a version's configuration and checks it.
-fn read_config<C: Document>(folder: &Path, check: impl Fn(&C) -> Result<()>) -> Result<C> {
-    let path = folder.join(CONFIG);
+fn read_config<C: Document>(folder: &Path, name: &str, check: impl Fn(&C) -> Result<()>) -> Result<C> {
+    let path = folder.join(name);
     let config = C::decode(&files::read(&path, MAX_CONFIG_BYTES)?);
     config.and_then(|config| check(&config).map(|()| config)).map_err(|error| error.with("path", path.display()))
 }
@@ -104,6 +114,8 @@ impl ModelLoader<Classify> for TextClassifierLoader {
         let work = tokio::task::spawn_blocking(move || match &*architecture {
             HASHED_ARCHITECTURE => this.load_hashed(&folder, model),
             BERT_ARCHITECTURE => this.load_bert(&folder, model),
+            #[cfg(feature = "decoder")]
+            decoder::ARCHITECTURE => this.load_decoder(&folder, model),
             _ => Err(Error::unsupported(OPERATION, "the architecture is unknown; an upgrade may know it")
                 .with("architecture", architecture)),
         });

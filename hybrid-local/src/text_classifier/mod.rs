@@ -2,17 +2,21 @@
 //!
 //! [`TextClassifierTrainer`] makes a version's files of judgments, [`TextClassifierLoader`] a backend of a version's files. The parts, from the
 //! text up: `features` hashes n-grams, `hashed` is the network over them, `encoder` is the network over the tokens of a base model,
-//! `training` is the loop with folds, early stopping and checkpoints, `calibration` turns logits into probabilities that can be believed,
+//! `decoder` puts a head on a chat model,
+//! `parameters` are what both learn, `training` is the loop with folds, early stopping and checkpoints, `calibration` turns logits into probabilities that can be believed,
 //! `backend` serves.
 
 mod backend;
 mod calibration;
+#[cfg(feature = "decoder")]
+mod decoder;
 mod encoder;
 mod examples;
 mod features;
 mod hashed;
 mod loader;
 mod loss;
+mod parameters;
 mod trainer;
 mod training;
 

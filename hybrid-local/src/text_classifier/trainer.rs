@@ -8,6 +8,8 @@ use hybrid_core::{
     Result, Task, TrainPlan, TrainRun, Trainer, TrainerProfile, task::Classify,
 };
 
+#[cfg(feature = "decoder")]
+use super::decoder::{self, HeadMethod, HeadSettings};
 use super::{
     ADAPTER, BERT_ARCHITECTURE, CONFIG, HASHED_ARCHITECTURE, TOKENIZER, WEIGHTS,
     checkpoint::Checkpoint,
@@ -19,6 +21,8 @@ use super::{
     tensors,
     training::{self, Figures, Trained},
 };
+#[cfg(feature = "decoder")]
+use crate::decoder::headed::HeadBase;
 use crate::{Device, LocalModel, ModelResolver, ModelSource, encoder::Base};
 
 const OPERATION: &str = "train";
@@ -26,7 +30,15 @@ const NAME: &str = concat!("hybrid-local/", env!("CARGO_PKG_VERSION"));
 const HASHED: &str = "hashed-text";
 const BERT_FULL: &str = "bert-full";
 const BERT_LORA: &str = "bert-lora";
-const METHODS: [&str; 3] = [HASHED, BERT_FULL, BERT_LORA];
+const METHODS: &[&str] = &[
+    HASHED,
+    BERT_FULL,
+    BERT_LORA,
+    #[cfg(feature = "decoder")]
+    decoder::FULL,
+    #[cfg(feature = "decoder")]
+    decoder::LORA,
+];
 
 /// Trains text classifiers from judgments.
 ///
@@ -36,13 +48,16 @@ const METHODS: [&str; 3] = [HASHED, BERT_FULL, BERT_LORA];
 /// | `hashed-text` | embeddings of hashed words and character n-grams with a linear layer; needs no downloaded weights | none |
 /// | `bert-full` | an encoder of the BERT family, whole, with a head | folder or hub |
 /// | `bert-lora` | low-rank matrices beside the weights of its attention, with a head; the encoder stays as it is | folder or hub |
+/// | `decoder-head-full` | a chat model, whole, with a head over the state of a text's last token (feature `decoder`) | folder or hub |
+/// | `decoder-head-lora` | low-rank matrices beside its layers, with such a head; the decoder stays as it is and may be quantized (feature `decoder`) | folder, GGUF file or hub |
 ///
 /// # Bases
-/// A model in Hugging Face layout: `config.json`, `tokenizer.json`, `model.safetensors`, of the types `bert`, `roberta`, `xlm-roberta`,
-/// `camembert` and `distilbert`. [`BaseModel::Folder`](hybrid_core::BaseModel::Folder) names its folder,
-/// [`BaseModel::Hub`](hybrid_core::BaseModel::Hub) a model of the Hugging Face hub, [`BaseModel::Version`](hybrid_core::BaseModel::Version) a version of a registry. By default the hub's cache is read alone, and what it lacks is
-/// [`NotFound`](hybrid_core::ErrorKind::NotFound) with the command that fetches it; [`with_models`](Self::with_models) says where else models come
-/// from.
+/// Of `decoder-…` the models that [`DecoderTrainer`](crate::DecoderTrainer) trains; of the others a model in Hugging Face layout:
+/// `config.json`, `tokenizer.json`, `model.safetensors`, of the types `bert`, `roberta`, `xlm-roberta`, `camembert` and `distilbert`.
+/// [`BaseModel::Folder`](hybrid_core::BaseModel::Folder) names its folder, [`BaseModel::Hub`](hybrid_core::BaseModel::Hub) a model of the
+/// Hugging Face hub, [`BaseModel::Version`](hybrid_core::BaseModel::Version) a version of a registry. By default the hub's cache is read
+/// alone, and what it lacks is [`NotFound`](hybrid_core::ErrorKind::NotFound) with the command that fetches it;
+/// [`with_models`](Self::with_models) says where else models come from.
 ///
 /// # Hyperparameters of `hashed-text`
 /// | name | range | default | what it is |
@@ -81,13 +96,23 @@ const METHODS: [&str; 3] = [HASHED, BERT_FULL, BERT_LORA];
 /// | `folds` | 1 to 20 | 1 | as above |
 /// | `hold_out`, `checkpoint_steps` | | | as above |
 ///
+/// # Hyperparameters of `decoder-head-full` and `decoder-head-lora`
+/// | name | range | default | what it is |
+/// |---|---|---|---|
+/// | `epochs` | 1 to 1,000 | 3, `decoder-head-lora` 5 | passes over the texts at most; early stopping takes the best number |
+/// | `batch_size` | 1 to 1,024 | 8 | texts a step; some 2,000 tokens are in memory together |
+/// | `learning_rate` | 1e-8 to 1 | 2e-5, `decoder-head-lora` 5e-4 | of AdamW, rising over the warm-up, then falling to zero in a line |
+/// | `max_tokens` | 8 to 2^20 | 512 | tokens of a text that are read, at most the base's positions, in training as in service |
+/// | `lora_rank`, `lora_alpha`, `lora_rank_stabilized`, `lora_dropout`, `lora_targets` | | | as of [`DecoderTrainer`](crate::DecoderTrainer) (`decoder-head-lora`) |
+/// | `head_learning_rate`, `weight_decay`, `warm_up`, `clip_norm`, `label_smoothing`, `folds`, `hold_out`, `checkpoint_steps` | | | as above |
+///
 /// # Behavior
 /// - Declares itself resumable and reproducible, and is: files depend on plan, base and device alone, byte for byte.
 /// - A judgment of another task, without a text or label, or with a text above 64 KiB is refused by its id.
 /// - The temperature, the number of epochs and the metrics `valid_accuracy`, `valid_loss`, `ece` and `ece_uncalibrated` (15 bins) come from
 ///   texts that the model asked had not seen. The other metrics: `train_loss` (last epoch), `temperature`, `epochs`, `steps`, `seconds` (this attempt),
-///   and for encoders `truncated`: the texts of which only the first `max_tokens` tokens were learnt from.
-/// - With an encoder, the first step's gradients are looked at: a parameter that the loss does not reach is an error that names it.
+///   and for encoders and decoders `truncated`: the texts of which only the first `max_tokens` tokens were learnt from.
+/// - With an encoder or decoder, the first step's gradients are looked at: a parameter that the loss does not reach is an error that names it.
 /// - Progress has one stage, `train`, in steps.
 /// - Needs a tokio runtime: computing runs on its blocking threads. Dropping the future of `train` stops the run.
 ///
@@ -151,16 +176,15 @@ impl TextClassifierTrainer {
                 Method::Hashed(HashedSettings::read(&settings, plan.seed)?)
             }
             BERT_FULL | BERT_LORA => {
-                let Some(base) = &plan.base else {
-                    return Err(Error::invalid(
-                        "check plan",
-                        "the method starts from a base model; name a folder or a hub's",
-                    )
-                    .with("method", &plan.method));
-                };
-                let base = ModelSource::try_from(base).map_err(|error| error.with("method", &plan.method))?;
+                let base = base_of(plan)?;
                 let mode = if plan.method == BERT_FULL { Mode::Full } else { Mode::Lora };
                 Method::Bert(base, BertSettings::read(&settings, mode, plan.seed)?)
+            }
+            #[cfg(feature = "decoder")]
+            decoder::FULL | decoder::LORA => {
+                let base = base_of(plan)?;
+                let full = plan.method == decoder::FULL;
+                Method::Decoder(base, HeadSettings::read(&settings, full, plan.seed)?)
             }
             _ => {
                 return Err(Error::invalid("check plan", "the trainer does not know this method")
@@ -191,7 +215,7 @@ impl TextClassifierTrainer {
         let weights = tensors::encode(&model.tensors()?, None)?;
         let memory = model.config().tensor_bytes() * 2;
         let files = [(CONFIG, config.as_ref()), (WEIGHTS, weights.as_slice())];
-        let output = write_candidate(&run.scratch, &files)?;
+        let output = CandidateOutput::Files(write_candidate(&run.scratch, &files)?);
         checkpoint.remove()?;
         run.progress.report(training::finished(trained.steps));
         let metrics = metrics(trained.temperature, trained.figures);
@@ -218,12 +242,45 @@ impl TextClassifierTrainer {
         let adapter = adapter.map(|adapter| tensors::encode(&adapter, None)).transpose()?;
         let mut files = vec![(CONFIG, config.as_ref()), (TOKENIZER, tokenizer.as_slice()), (WEIGHTS, model.as_slice())];
         files.extend(adapter.as_deref().map(|adapter| (ADAPTER, adapter)));
-        let output = write_candidate(&run.scratch, &files)?;
+        let output = CandidateOutput::Files(write_candidate(&run.scratch, &files)?);
         checkpoint.remove()?;
         run.progress.report(training::finished(steps));
         let mut metrics = metrics(temperature, figures);
         metrics.insert("truncated".to_owned(), cut as f64);
         Ok(self.candidate(BERT_ARCHITECTURE, output, memory, metrics, examples))
+    }
+
+    #[cfg(feature = "decoder")]
+    fn train_decoder(&self, base: &LocalModel, settings: &HeadSettings, work: &Work) -> Result<Candidate> {
+        let Work { plan, run, examples, dropped } = work;
+        let (base, tokenizer) = HeadBase::open(base.path(), settings.max_tokens())?;
+        let digests = base.digests()?;
+        let checkpoint = Checkpoint::new(&run.scratch, self.run_digest(plan, digests.values())?);
+        let method = HeadMethod::new(examples, &base, tokenizer, settings, &self.device)?;
+        let cut = method.cut();
+        if cut > 0 {
+            tracing::warn!(texts = cut, "texts have more tokens than are read; only their beginning is learnt from");
+        }
+        let Trained { learner, temperature, figures, steps } =
+            training::train(&&method, examples, &settings.schedule, &checkpoint, run, dropped)?;
+        let (config, body, head) = learner.finish(temperature, digests)?;
+        let memory = base.bytes() + [&body, &head].iter().map(|tensors| bytes_of(tensors)).sum::<u64>();
+        drop(learner);
+        drop(method);
+        let folder = run.scratch.join("candidate");
+        if folder.exists() {
+            fs::remove_dir_all(&folder).map_err(|error| files::io_error("write candidate", &folder, error))?;
+        }
+        let (config, head) = (config.encode()?, tensors::encode(&head, None)?);
+        let own = [(decoder::CONFIG, config.as_ref()), (decoder::HEAD, head.as_slice())];
+        let mut written = write_candidate(&run.scratch, &own)?;
+        let paths = base.write(settings.lora(), body, &folder)?;
+        written.extend(paths.into_iter().map(candidate_file).collect::<Result<Vec<_>>>()?);
+        checkpoint.remove()?;
+        run.progress.report(training::finished(steps));
+        let mut metrics = metrics(temperature, figures);
+        metrics.insert("truncated".to_owned(), cut as f64);
+        Ok(self.candidate(decoder::ARCHITECTURE, CandidateOutput::Files(written), memory, metrics, examples))
     }
 
     fn candidate(
@@ -249,6 +306,16 @@ impl TextClassifierTrainer {
 enum Method {
     Hashed(HashedSettings),
     Bert(ModelSource, BertSettings),
+    #[cfg(feature = "decoder")]
+    Decoder(ModelSource, HeadSettings),
+}
+
+/// The base of a method that starts from one.
+fn base_of(plan: &TrainPlan) -> Result<ModelSource> {
+    let message = "the method starts from a base model; name a folder or a hub's";
+    let base = plan.base.as_ref();
+    let base = base.ok_or_else(|| Error::invalid("check plan", message).with("method", &plan.method))?;
+    ModelSource::try_from(base).map_err(|error| error.with("method", &plan.method))
 }
 
 /// What a blocking thread is given.
@@ -265,7 +332,7 @@ impl Trainer for TextClassifierTrainer {
     fn profile(&self) -> TrainerProfile {
         TrainerProfile {
             name: format!("{NAME} text-classifier"),
-            methods: METHODS.map(str::to_owned).into(),
+            methods: METHODS.iter().map(|method| (*method).to_owned()).collect(),
             resumable: true,
             reproducible: true,
         }
@@ -288,12 +355,16 @@ impl Trainer for TextClassifierTrainer {
         let base = match &method {
             Method::Hashed(_) => None,
             Method::Bert(base, _) => Some(self.models.resolve(base).await?),
+            #[cfg(feature = "decoder")]
+            Method::Decoder(base, _) => Some(self.models.resolve(base).await?),
         };
         let this = self.clone();
         let training = tokio::task::spawn_blocking(move || match (method, base) {
-            (Method::Bert(_, settings), Some(base)) => this.train_bert(&base, &settings, &work),
-            (Method::Bert(..), None) => Err(Error::internal(OPERATION, "the base was not looked for")),
             (Method::Hashed(settings), _) => this.train_hashed(settings, &work),
+            (Method::Bert(_, settings), Some(base)) => this.train_bert(&base, &settings, &work),
+            #[cfg(feature = "decoder")]
+            (Method::Decoder(_, settings), Some(base)) => this.train_decoder(&base, &settings, &work),
+            (_, None) => Err(Error::internal(OPERATION, "the base was not looked for")),
         });
         let candidate =
             training.await.map_err(|error| Error::internal(OPERATION, "training ended early").with_source(error))?;
@@ -302,16 +373,27 @@ impl Trainer for TextClassifierTrainer {
     }
 }
 
-/// Writes a candidate's files below `scratch/candidate`.
-fn write_candidate(scratch: &Path, contents: &[(&str, &[u8])]) -> Result<CandidateOutput> {
+/// Writes files of a candidate below `scratch/candidate`.
+fn write_candidate(scratch: &Path, contents: &[(&str, &[u8])]) -> Result<Vec<CandidateFile>> {
     let folder = scratch.join("candidate");
     fs::create_dir_all(&folder).map_err(|error| files::io_error("write candidate", &folder, error))?;
     let write = |(name, bytes): &(&str, &[u8])| {
         let path = folder.join(name);
         files::write(&path, bytes)?;
-        Ok(CandidateFile { name: FileName::new(*name)?, path })
+        candidate_file(path)
     };
-    contents.iter().map(write).collect::<Result<_>>().map(CandidateOutput::Files)
+    contents.iter().map(write).collect()
+}
+
+fn candidate_file(path: PathBuf) -> Result<CandidateFile> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(CandidateFile { name: FileName::new(name)?, path })
+}
+
+/// What tensors take in memory.
+#[cfg(feature = "decoder")]
+fn bytes_of(tensors: &tensors::Tensors) -> u64 {
+    tensors.values().map(|array| 4 * array.shape.iter().product::<usize>() as u64).sum()
 }
 
 fn metrics(temperature: f64, figures: Figures) -> BTreeMap<String, f64> {

@@ -17,6 +17,7 @@ use super::{
     calibration::Unseen,
     checkpoint::Checkpoint,
     examples::Examples,
+    settings::Settings,
     tensors::{Array, Tensors, take_f32},
 };
 use crate::random::Random;
@@ -86,6 +87,20 @@ pub(super) struct Schedule {
     pub(super) epochs: usize,
     pub(super) batch_size: usize,
     pub(super) checkpoint_steps: usize,
+}
+
+impl Schedule {
+    /// Reads what a plan of fine-tuning says of it.
+    pub(super) fn read(settings: &Settings<'_>, seed: u64, epochs: usize, batch_size: usize) -> Result<Self> {
+        Ok(Self {
+            seed,
+            folds: settings.whole("folds", 1, 1..=20)?,
+            hold_out: settings.number("hold_out", 0.15, 0.05..=0.5)?,
+            epochs: settings.whole("epochs", epochs, 1..=1_000)?,
+            batch_size: settings.whole("batch_size", batch_size, 1..=1_024)?,
+            checkpoint_steps: settings.whole("checkpoint_steps", 250, 1..=1_000_000)?,
+        })
+    }
 }
 
 /// A trained model with what is known of it.

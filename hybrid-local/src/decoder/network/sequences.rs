@@ -108,6 +108,12 @@ impl Network {
         }
     }
 
+    /// Rows that have come out of the last layer, as they leave the network, `[rows, hidden]`.
+    #[cfg(feature = "classifier")]
+    pub(in crate::decoder) fn normed(&self, x: &Tensor) -> Result<Tensor> {
+        self.norm.forward(x)
+    }
+
     /// The logits of rows that have come out of the last layer, `[rows, vocabulary]`.
     pub(in crate::decoder) fn leave(&self, x: &Tensor) -> Result<Tensor> {
         self.scores(x)

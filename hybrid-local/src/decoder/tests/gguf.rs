@@ -301,14 +301,6 @@ fn logits(network: &Network, tokens: &[u32]) -> Vec<Vec<f32>> {
     read(network, tokens, &mut network.cache(128), Wanted::All)
 }
 
-/// How far ours are from theirs, as a share of how far theirs are from zero.
-fn distance(ours: &[Vec<f32>], theirs: &[Vec<f32>]) -> f64 {
-    assert_eq!(ours.len(), theirs.len());
-    let pairs = || ours.iter().flatten().zip(theirs.iter().flatten());
-    let off: f64 = pairs().map(|(a, b)| f64::from(a - b).powi(2)).sum();
-    (off / pairs().map(|(_, b)| f64::from(*b).powi(2)).sum::<f64>()).sqrt()
-}
-
 #[test]
 fn a_file_gives_what_the_folder_gives_that_it_was_made_of() {
     let folder = tempfile::tempdir().unwrap();

@@ -4,6 +4,8 @@ pub(in crate::decoder) mod adapters;
 mod constrained;
 mod damage;
 mod gguf;
+#[cfg(feature = "classifier")]
+mod heads;
 
 use std::{
     fs,
@@ -65,6 +67,14 @@ fn read(network: &Network, tokens: &[u32], cache: &mut Cache, wanted: Wanted) ->
 
 fn best(logits: &[f32]) -> u32 {
     (0..logits.len() as u32).max_by(|one, other| logits[*one as usize].total_cmp(&logits[*other as usize])).unwrap()
+}
+
+/// How far ours are from theirs, as a share of how far theirs are from zero.
+pub(crate) fn distance(ours: &[Vec<f32>], theirs: &[Vec<f32>]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let pairs = || ours.iter().flatten().zip(theirs.iter().flatten());
+    let off: f64 = pairs().map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    (off / pairs().map(|(_, b)| f64::from(*b).powi(2)).sum::<f64>()).sqrt()
 }
 
 #[track_caller]

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The files that make the model at `path`, a folder or a GGUF file, what it is, by name, in order.
-fn files_of(path: &Path) -> Result<BTreeMap<String, PathBuf>> {
+pub(in crate::decoder) fn files_of(path: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     if path.is_file() {
         return Ok([(name(path), path.to_owned())].into());
@@ -56,20 +56,27 @@ fn digest(path: &Path) -> Result<Digest> {
     }
 }
 
-/// Weights of which every tensor becomes a variable as it is read.
+/// Weights of which chosen tensors become variables as they are read.
 #[derive(Debug)]
-pub(super) struct Trainable {
+pub(in crate::decoder) struct Trainable {
     weights: Box<dyn Weights>,
+    chosen: fn(&str) -> bool,
     variables: RefCell<BTreeMap<String, Var>>,
 }
 
 impl Trainable {
-    pub(super) fn new(weights: Box<dyn Weights>) -> Self {
-        Self { weights, variables: RefCell::default() }
+    /// All tensors.
+    pub(in crate::decoder) fn new(weights: Box<dyn Weights>) -> Self {
+        Self::of(weights, |_| true)
+    }
+
+    /// Those whose names are chosen.
+    pub(in crate::decoder) fn of(weights: Box<dyn Weights>, chosen: fn(&str) -> bool) -> Self {
+        Self { weights, chosen, variables: RefCell::default() }
     }
 
     /// The variables, by the names of Hugging Face's files.
-    pub(super) fn variables(self) -> BTreeMap<String, Var> {
+    pub(in crate::decoder) fn variables(self) -> BTreeMap<String, Var> {
         self.variables.into_inner()
     }
 }
@@ -81,6 +88,7 @@ impl Weights for Trainable {
 
     fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Stored> {
         match self.weights.take(name, shape, device)? {
+            stored if !(self.chosen)(name) => Ok(stored),
             Stored::Dense(tensor) => {
                 let variable = Var::from_tensor(&tensor).map_err(tensor_error("open base model"))?;
                 let tensor = variable.as_tensor().clone();

@@ -396,7 +396,11 @@ impl<'a> Learner<'a> {
     }
 
     /// The parameters as an adapter, if that is what is learnt.
-    pub(super) fn matrices(values: &mut Tensors, config: &LoraConfig, base: &DecoderConfig) -> Result<Matrices> {
+    pub(in crate::decoder) fn matrices(
+        values: &mut Tensors,
+        config: &LoraConfig,
+        base: &DecoderConfig,
+    ) -> Result<Matrices> {
         let mut pairs = BTreeMap::new();
         for layer in 0..base.layers() {
             for module in &config.modules {

@@ -59,6 +59,12 @@ fn kept_on_tape(config: &DecoderConfig, settings: &TrainSettings) -> u64 {
     4 * hidden + 2 * queries + 2 * keys + 3 * inner + norms + narrow + dropped
 }
 
+/// Bytes that all layers keep for the way back of `rows` tokens through the tensor library's operators, in texts of at most `longest`; the way back
+/// through one layer takes as much again.
+pub(in crate::decoder) fn activation_bytes(config: &DecoderConfig, rows: u64, longest: u64) -> u64 {
+    4 * rows * (config.layers() as u64 + 1) * kept(config, longest)
+}
+
 /// The same of the tensor library's operators, counted over those that a layer is made of.
 fn kept(config: &DecoderConfig, longest: u64) -> u64 {
     let wide = |size: usize| size as u64;

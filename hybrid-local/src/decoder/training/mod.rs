@@ -22,6 +22,12 @@ mod targets;
 mod tests;
 mod trainer;
 
-pub(super) use base::digests;
+pub(super) use base::{Trainable, digests};
 pub use jsonl::judgments_from_jsonl;
+pub(super) use memory::activation_bytes;
 pub use trainer::DecoderTrainer;
+#[cfg(feature = "classifier")]
+pub(super) use {
+    base::files_of as base_files,
+    learner::{Learner, initial},
+};

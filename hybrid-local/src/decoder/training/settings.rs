@@ -5,7 +5,7 @@ use std::f64::consts::PI;
 use hybrid_core::{Result, TrainPlan};
 
 use crate::{
-    decoder::adapter::{LoraConfig, Module},
+    decoder::adapter::LoraConfig,
     learning::settings::{Settings, refuse},
 };
 
@@ -13,9 +13,6 @@ pub(super) const LORA: &str = "decoder-lora";
 pub(super) const FULL: &str = "decoder-full";
 pub(super) const DPO: &str = "decoder-dpo";
 pub(super) const METHODS: [&str; 3] = [LORA, FULL, DPO];
-
-/// The names of [`Module::ALL`].
-const MODULES: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// The settings of a run.
 #[derive(Clone, Debug)]
@@ -87,23 +84,10 @@ impl TrainSettings {
             DPO => 5e-5,
             _ => 2e-4,
         };
-        let lora = || -> Result<_> {
-            let names = settings.some_of("lora_targets", &MODULES, &MODULES)?;
-            Ok(LoraConfig {
-                rank: settings.whole("lora_rank", 8, 1..=1_024)?,
-                alpha: settings.number("lora_alpha", 16.0, 1e-3..=1e5)?,
-                rank_stabilized: settings.flag("lora_rank_stabilized", false)?,
-                dropout: settings.number("lora_dropout", 0.0, 0.0..=0.9)?,
-                modules: Module::ALL
-                    .into_iter()
-                    .filter(|module| names.iter().any(|name| name == module.name()))
-                    .collect(),
-            })
-        };
         let merged = || Ok::<_, hybrid_core::Error>(settings.one_of("output", &["adapter", "merged"])? == "merged");
         let read = Self {
             seed: plan.seed,
-            lora: (!full).then(lora).transpose()?,
+            lora: (!full).then(|| LoraConfig::read(&settings)).transpose()?,
             beta: preference.then(|| settings.number("beta", 0.1, 1e-3..=10.0)).transpose()?,
             epochs: settings.whole("epochs", if preference { 1 } else { 3 }, 1..=1_000)?,
             max_steps: settings.whole("max_steps", 0, 0..=100_000_000)?,
@@ -167,6 +151,7 @@ pub(super) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::decoder::adapter::Module;
 
     pub(in crate::decoder::training) fn settings(method: &str, values: &Value) -> Result<TrainSettings> {
         TrainSettings::read(&TrainPlan {
@@ -180,8 +165,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn names_of_modules_are_those_that_adapters_have() {
-        assert_eq!(Module::ALL.map(Module::name), MODULES);
+    fn modules_are_those_named_in_their_order() {
         let lora = settings(LORA, &json!({"lora_targets": ["v_proj", "q_proj"]})).unwrap().lora.unwrap();
         assert_eq!(lora.modules, [Module::Query, Module::Value]);
     }

@@ -1,13 +1,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{DType, Tensor, Var, backprop::GradStore};
+use candle_core::{Tensor, Var, backprop::GradStore};
 use hybrid_core::{Error, Result};
 
 use super::{config::BertConfig, model::logits, network::Network, settings::BertSettings};
 use crate::{
     Device,
     encoder::{Base, Batch, Dropout, Encoded, Marks, Tokens, on_device},
-    ops::{Operators, Rates, Step, squares, update},
+    ops::Operators,
     random::Random,
     text_classifier::{
         ClassifierConfig,
@@ -15,8 +15,9 @@ use crate::{
         files::check_memory,
         gradients::{Proof, prove},
         loss::{cross_entropy, smooth_targets},
+        parameters::{self, Parameter, Parameters},
         tensor_error,
-        tensors::{Array, Tensors, Values, take_f32},
+        tensors::Tensors,
         training::{Learner, Method, StepAt},
     },
 };
@@ -40,15 +41,9 @@ pub(in crate::text_classifier) struct BertMethod<'a> {
 pub(in crate::text_classifier) struct BertLearner<'a> {
     method: &'a BertMethod<'a>,
     pub(super) network: Network,
-    pub(super) parameters: BTreeMap<String, Parameter>,
+    pub(super) parameters: Parameters,
     /// The parameters that gradients have not yet been seen to reach.
     unproven: BTreeSet<String>,
-}
-
-pub(super) struct Parameter {
-    pub(super) value: Var,
-    /// `[2, …]`: see [`update`].
-    moments: Var,
 }
 
 impl<'a> BertMethod<'a> {
@@ -121,16 +116,6 @@ impl<'a> BertMethod<'a> {
         };
         Tensor::from_vec(values, shape, self.device.tensors()).map_err(tensor_error("begin training"))
     }
-
-    fn rates(&self, name: &str, shape: &[usize], at: StepAt) -> Rates {
-        let settings = self.settings;
-        let rate = if name.starts_with("head.") { settings.head_learning_rate } else { settings.learning_rate };
-        Rates {
-            learning: rate * settings.rate_share(at.step, at.planned),
-            // Biases and norms are not drawn to zero.
-            decay: if shape.len() > 1 { settings.weight_decay } else { 0.0 },
-        }
-    }
 }
 
 impl<'a> Method for &'a BertMethod<'a> {
@@ -144,12 +129,10 @@ impl<'a> Method for &'a BertMethod<'a> {
 impl<'a> BertLearner<'a> {
     pub(super) fn begin(method: &'a BertMethod<'a>, phase: usize, operators: Operators) -> Result<Self> {
         let fail = tensor_error("begin training");
-        let mut parameters = BTreeMap::new();
+        let mut parameters = Parameters::new();
         for (name, shape) in method.trained() {
             let value = Var::from_tensor(&method.initial(&name, &shape, phase)?).map_err(fail)?;
-            let moments = [&[2], shape.as_slice()].concat();
-            let moments = Var::zeros(moments, DType::F32, method.device.tensors()).map_err(fail)?;
-            parameters.insert(name, Parameter { value, moments });
+            parameters.insert(name, Parameter::new(value, method.device)?);
         }
         let tensor = |name: &str| match (parameters.get(name), method.frozen.get(name)) {
             (Some(parameter), _) => Ok(parameter.value.as_tensor().clone()),
@@ -189,29 +172,6 @@ impl<'a> BertLearner<'a> {
         Ok(())
     }
 
-    fn move_parameters(&self, gradients: &GradStore, at: StepAt) -> candle_core::Result<()> {
-        let mut reached = Vec::with_capacity(self.parameters.len());
-        let mut sum = 0.0;
-        for (name, parameter) in &self.parameters {
-            if let Some(gradient) = gradients.get(&parameter.value) {
-                sum += squares(gradient)?;
-                reached.push((name, parameter, gradient));
-            }
-        }
-        let clip = (self.method.settings.clip_norm / (sum.sqrt() + 1e-12)).min(1.0);
-        let step = Step { number: at.step + 1, clip };
-        for (name, Parameter { value, moments }, gradient) in reached {
-            update(value, moments, gradient, step, self.method.rates(name, value.dims(), at))?;
-        }
-        Ok(())
-    }
-
-    /// The parameters' values, finished.
-    fn values(&self) -> Result<Tensors> {
-        let value = |(name, parameter): (&String, &Parameter)| Ok((name.clone(), array(&parameter.value)?));
-        self.parameters.iter().map(value).collect::<candle_core::Result<_>>().map_err(tensor_error("write classifier"))
-    }
-
     /// The version: its configuration, and the tensors that were trained.
     pub(in crate::text_classifier) fn finish(self, temperature: f64) -> Result<(BertConfig, Tensors)> {
         let BertMethod { examples, base, settings, max_tokens, .. } = self.method;
@@ -223,7 +183,7 @@ impl<'a> BertLearner<'a> {
             lora: settings.lora.clone(),
             base: base.digests.clone(),
         };
-        Ok((config, self.values()?))
+        Ok((config, parameters::values(&self.parameters)?))
     }
 }
 
@@ -239,7 +199,8 @@ impl Learner for BertLearner<'_> {
         if value.is_finite() {
             let gradients = loss.backward().map_err(fail)?;
             self.prove(&gradients, at)?;
-            self.move_parameters(&gradients, at).map_err(fail)?;
+            let gradient = |_: &str, value: &Var| gradients.get(value).cloned();
+            settings.optimiser.step(&self.parameters, gradient, at).map_err(fail)?;
         }
         Ok(value)
     }
@@ -251,29 +212,12 @@ impl Learner for BertLearner<'_> {
     }
 
     fn state(&self) -> Result<Tensors> {
-        let mut state = Tensors::new();
-        let fail = tensor_error("save checkpoint");
-        for (name, Parameter { value, moments }) in &self.parameters {
-            state.insert(format!("value.{name}"), array(value).map_err(fail)?);
-            state.insert(format!("moments.{name}"), array(moments).map_err(fail)?);
-        }
-        Ok(state)
+        parameters::state(&self.parameters)
     }
 
-    fn restore(&mut self, mut state: Tensors) -> Result<()> {
-        for (name, Parameter { value, moments }) in &self.parameters {
-            for (kind, var) in [("value", value), ("moments", moments)] {
-                let values = take_f32(&mut state, &format!("{kind}.{name}"), var.dims())?;
-                let set = || var.set(&Tensor::from_vec(values, var.shape(), self.method.device.tensors())?);
-                set().map_err(tensor_error("restore checkpoint"))?;
-            }
-        }
-        Ok(())
+    fn restore(&mut self, state: Tensors) -> Result<()> {
+        parameters::restore(&self.parameters, state, self.method.device)
     }
-}
-
-fn array(var: &Var) -> candle_core::Result<Array> {
-    Ok(Array { shape: var.dims().to_vec(), values: Values::F32(var.flatten_all()?.to_vec1()?) })
 }
 
 /// The files' tensors of a finished version: `model.safetensors` and, where low-rank matrices were trained, `adapter.safetensors`.

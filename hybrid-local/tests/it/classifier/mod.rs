@@ -4,6 +4,8 @@ mod bakery;
 mod bert;
 mod contracts;
 mod hashed;
+#[cfg(feature = "decoder")]
+mod heads;
 mod refusals;
 
 use std::{
