@@ -9,8 +9,8 @@ use std::{
 
 use async_trait::async_trait;
 use hybrid_core::{
-    ArtifactStore, BaseModel, Cancellation, DatasetRef, Document, ErrorKind, InferenceBackend, NoProgress, Result,
-    TrainPlan, Trainer,
+    ArtifactStore, BaseModel, Cancellation, DatasetRef, ErrorKind, InferenceBackend, NoProgress, Result, TrainPlan,
+    Trainer,
     conformance::{
         inference::{self, InferenceHarness},
         trainer::{self, TrainerHarness},
