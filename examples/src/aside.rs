@@ -9,6 +9,8 @@ use hybrid_core::{
 use hybrid_sync::{job::Job, worker::JobContext};
 use serde::{Deserialize, Serialize};
 
+use crate::train_job::Chosen;
+
 /// Documents that are read at once.
 const READS: usize = 32;
 
@@ -20,6 +22,9 @@ pub struct Aside {
     pub report: Key,
     /// The digest over the refused candidate's files.
     pub weights: Digest,
+    /// Of a set of plans: the candidate's, and the table of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<Chosen>,
     /// The segments.
     pub segments: BTreeSet<Key>,
 }

@@ -1,4 +1,16 @@
-//! The kitchen: a worker that trains, judges, publishes and releases on its own schedule, on a machine you own, and labels files for customers.
+//! The kitchen: a worker that trains, judges, publishes and releases on its own schedule, on a machine you own, and works through files for customers.
+//!
+//! | kind | what it does | needs | who orders |
+//! |---|---|---|---|
+//! | `train` | trains a plan or a set of them, judges, publishes and releases the best | | `train` |
+//! | `evaluate` | judges a version on a golden set | | `order` |
+//! | `quantize` | makes a GGUF file of a model and measures what it lost | `--features decoder` | `order` |
+//! | `label` | labels each line of a file with the version in service | | `/v1/jobs`, `order` |
+//! | `enrich` | asks a model about each row, answers by a schema | `--chat` | `/v1/jobs`, `order` |
+//! | `summarise` | makes one text of all rows | `--chat` | `/v1/jobs`, `order` |
+//! | `embed` | puts a vector of each row into an index | `--embed`, `--index` | `/v1/jobs`, `order` |
+//!
+//! Each reports its progress, is resumed where it was after a crash, and leaves one result.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -9,13 +21,23 @@ use hybrid_core::{Cancellation, Error, ErrorKind, Progress, ProgressEvent, Resul
 use hybrid_local::DeviceChoice;
 use hybrid_sync::{
     job::DeadJobs,
-    worker::{JobContext, JobHandler, Resource, Worker, WorkerOptions},
+    worker::{JobContext, JobHandler, Resource, Worker, WorkerBuilder, WorkerOptions},
 };
 use serde::{Deserialize, Serialize};
 use tokio::task::{JoinError, JoinHandle};
 
+#[cfg(feature = "decoder")]
+use crate::quantize_job::QuantizeHandler;
 use crate::{
-    label_job::LabelHandler, locations::Locations, log::say, renewal::renew_channels, serving::Channels, site::Site,
+    batch_jobs::{BatchArgs, Batches, Missing, Part},
+    evaluate_job::EvaluateHandler,
+    label_job::LabelHandler,
+    locations::Locations,
+    log::say,
+    models::Models,
+    renewal::renew_channels,
+    serving::Channels,
+    site::Site,
     train_job::TrainHandler,
 };
 
@@ -35,6 +57,9 @@ pub struct Args {
     /// Where to compute: auto, cpu, metal or cuda:n.
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
+    /// The models of batches.
+    #[command(flatten)]
+    pub batch: BatchArgs,
     /// How long a job is held without a heartbeat, in milliseconds: how soon another kitchen takes over from one that died.
     #[arg(long, default_value_t = 30_000)]
     pub lease_ms: u64,
@@ -54,6 +79,9 @@ pub enum KitchenEvent {
     Ready {
         /// Its process id.
         pid: u32,
+        /// The kinds of jobs that it does.
+        #[serde(default)]
+        kinds: Vec<String>,
     },
     /// A job has come further.
     Progress(ProgressEvent),
@@ -79,13 +107,20 @@ pub async fn run(args: Args) -> Result<()> {
     let channels = Channels::open(&site)?;
     let queue = site.queue().await?;
     let dead = queue.dead.map(|letters| DeadJobs::new(letters, site.store(), site.clock()));
-    let worker = Worker::builder(queue.jobs, site.store())
+    let builder = Worker::builder(queue.jobs, site.store())
         .clock(site.clock())
         .options(options)
-        .progress(move |_job| Arc::clone(&progress))
-        .handler(Told { handler: TrainHandler::open(&site, &channels, args.device)?, events: args.events })
-        .handler(Told { handler: LabelHandler::open(&site, &channels, args.device)?, events: args.events })
-        .build()?;
+        .progress(move |_job| Arc::clone(&progress));
+    let mut menu = Menu { builder, events: args.events, kinds: Vec::new(), lacking: Vec::new() };
+    menu = menu.with(Ok(TrainHandler::open(&site, &channels, args.device)?));
+    menu = menu.with(Ok(EvaluateHandler::open(&site, &channels, args.device)?));
+    menu = menu.with(Ok(LabelHandler::open(&site, &channels, args.device)?));
+    let Batches { enrich, summarise, embed } = Batches::open(&args.batch, &site, &Models::open(args.device)?).await?;
+    menu = menu.with(enrich).with(summarise).with(embed);
+    #[cfg(feature = "decoder")]
+    let menu = menu.with(Ok(QuantizeHandler::open(&site, args.device)?));
+    let Menu { builder, kinds, lacking, .. } = menu;
+    let worker = builder.build()?;
 
     let stop = Cancellation::new();
     let asked = stop.clone();
@@ -97,10 +132,14 @@ pub async fn run(args: Args) -> Result<()> {
         asked.cancel();
     });
     if args.events {
-        tell(&KitchenEvent::Ready { pid: std::process::id() });
+        tell(&KitchenEvent::Ready { pid: std::process::id(), kinds });
     } else {
         let (bucket, queue) = site.locations().described();
-        say(std::io::stderr(), format_args!("ready: takes jobs from {queue} for {bucket}; stops on Ctrl-C"));
+        let kinds = kinds.join(", ");
+        say(std::io::stderr(), format_args!("ready: takes {kinds} from {queue} for {bucket}; stops on Ctrl-C"));
+        for (kind, needs) in lacking {
+            say(std::io::stderr(), format_args!("not {kind}, which needs {needs}"));
+        }
     }
     let renewal = tokio::spawn(renew_channels(channels, site.clock(), stop.clone()));
     let telling = async {
@@ -136,6 +175,32 @@ fn early(error: Option<JoinError>) -> Error {
     match error {
         Some(error) => early.with_source(error),
         None => early,
+    }
+}
+
+/// What a kitchen takes, and what it lacks something for.
+struct Menu {
+    builder: WorkerBuilder,
+    events: bool,
+    kinds: Vec<String>,
+    lacking: Vec<(&'static str, &'static str)>,
+}
+
+impl Menu {
+    /// A part that the kitchen has, or of which it says what is lacking, here and to each job.
+    fn with<H: JobHandler>(mut self, part: Part<H>) -> Self {
+        let events = self.events;
+        self.builder = match part {
+            Ok(handler) => {
+                self.kinds.push(H::KIND.to_owned());
+                self.builder.handler(Told { handler, events })
+            }
+            Err(needs) => {
+                self.lacking.push((H::KIND, needs));
+                self.builder.handler(Told { handler: Missing::<H>::new(needs), events })
+            }
+        };
+        self
     }
 }
 

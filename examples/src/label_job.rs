@@ -8,7 +8,7 @@ use hybrid_core::{
     ArtifactStoreExt, CallContext, ChannelName, Digest, Document, Error, ErrorKind, FileUpload, Files, ModelName,
     NewFile, Result, task::ClassifyRequest,
 };
-use hybrid_local::{Device, DeviceChoice, TextClassifierLoader};
+use hybrid_local::DeviceChoice;
 use hybrid_sync::{
     registry::Trust,
     worker::{JobContext, JobHandler},
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
+    models::Models,
     serving::{Channels, Serving},
     site::{Site, make_folder},
 };
@@ -60,7 +61,7 @@ impl Document for FixedVersion {
 #[derive(Debug)]
 pub struct LabelHandler {
     channels: Channels,
-    loader: TextClassifierLoader,
+    models: Models,
     trust: Trust,
     cache: PathBuf,
 }
@@ -73,12 +74,7 @@ impl LabelHandler {
     pub fn open(site: &Site, channels: &Channels, device: DeviceChoice) -> Result<Self> {
         let cache = site.kitchen().join("models");
         make_folder(&cache)?;
-        Ok(Self {
-            channels: channels.clone(),
-            loader: TextClassifierLoader::new(Device::open(device)?),
-            trust: site.trust()?,
-            cache,
-        })
+        Ok(Self { channels: channels.clone(), models: Models::open(device)?, trust: site.trust()?, cache })
     }
 
     /// The version that labels for this job, fixed by the first attempt.
@@ -120,7 +116,7 @@ impl JobHandler for LabelHandler {
         let input = cx.job.input.ok_or_else(|| refuse("the order names no input_file_id"))?;
         let input = files.get(&cx.job.tenant, input).await?.ok_or_else(|| refuse("the file is there no more"))?;
         let version = self.version(cx, model).await?;
-        let serving = Serving::load(cx, version, &self.trust, &self.cache, &self.loader).await?;
+        let serving = Serving::load(cx, version, &self.trust, &self.cache, &self.models).await?;
 
         let mut answers = Answers {
             call: cx.call()?,
@@ -179,7 +175,7 @@ impl Answers {
         }
         let texts = std::mem::take(&mut self.waiting);
         let request = ClassifyRequest { inputs: texts.clone(), ..ClassifyRequest::default() };
-        let reply = self.serving.backend.infer(&self.call, request).await?;
+        let reply = self.serving.backend.classifier()?.infer(&self.call, request).await?;
         let mut lines = String::new();
         for (text, result) in texts.iter().zip(reply.response.results) {
             *self.labels.entry(result.label.clone()).or_default() += 1;

@@ -7,11 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use hybrid_core::{
-    ArtifactStore, ChannelName, Clock, Digest, ErrorKind, InferenceBackend, Manifest, ModelLoader, ModelName, Result,
-    Signer, task::Classify,
-};
-use hybrid_local::TextClassifierLoader;
+use hybrid_core::{ArtifactStore, ChannelName, Clock, Digest, ErrorKind, Manifest, ModelName, Result, Signer};
 use hybrid_sync::{
     registry::{ChannelReader, FetchOptions, FileFloor, Head, InUse, Namespace, PublicKey, Registry, Renewer, Trust},
     worker::JobContext,
@@ -19,6 +15,7 @@ use hybrid_sync::{
 use tokio::sync::Mutex;
 
 use crate::{
+    models::{Loaded, Models},
     site::{Site, make_folder},
     train_job::VALID_FOR,
 };
@@ -143,7 +140,7 @@ pub struct Serving {
     /// Its manifest.
     pub manifest: Manifest,
     /// The model.
-    pub backend: Arc<dyn InferenceBackend<Classify>>,
+    pub backend: Loaded,
     _in_use: InUse,
 }
 
@@ -152,16 +149,10 @@ impl Serving {
     ///
     /// # Errors
     /// Those of the registry and the loader.
-    pub async fn load(
-        cx: &JobContext,
-        digest: Digest,
-        trust: &Trust,
-        cache: &Path,
-        loader: &TextClassifierLoader,
-    ) -> Result<Self> {
+    pub async fn load(cx: &JobContext, digest: Digest, trust: &Trust, cache: &Path, models: &Models) -> Result<Self> {
         let options = FetchOptions { cancel: cx.cancel.clone(), ..FetchOptions::default() };
         let fetched = registry_of(cx).fetch(digest, trust, cache, options).await?;
-        let backend = loader.load(&fetched.manifest, digest, &fetched.folder).await?;
+        let backend = models.version(&fetched.manifest, digest, &fetched.folder).await?;
         Ok(Self { digest, manifest: fetched.manifest, backend, _in_use: fetched.in_use })
     }
 }

@@ -1,24 +1,25 @@
 //! The job between the halves: train a candidate, judge it against the version in service, publish and release it if it is better.
 //!
+//! It may be a set of plans: each is trained and judged, and the best is the candidate. The table of all lies beside the result, and the version names it.
+//!
 //! Every step is keyed by the job, so that a kitchen that dies at any moment goes on where it was and ends in the same place.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use hybrid_core::{
-    ArtifactStore, ArtifactStoreExt, CallContext, Candidate, CandidateFile, CandidateOutput, ChannelName, DatasetRef,
-    Digest, Document, Error, ErrorKind, Hasher, Key, Lineage, Manifest, ModelLoader, ModelName, ReadOptions, RequestId,
-    Result, TenantId, TrainPlan, TrainRun, Trainer, Verdict, VerdictRecord,
+    ArtifactStore, ArtifactStoreExt, ChannelName, DatasetRef, Digest, Document, Error, ErrorKind, Key, ModelName,
+    Result, TrainPlan, TrainRun, Verdict, VerdictRecord,
 };
 use hybrid_local::{
-    Device, DeviceChoice, TextClassifierLoader, TextClassifierTrainer,
-    evaluation::{Contender, Evaluator, EvaluatorOptions, GoldenSet, Report},
+    DeviceChoice,
+    evaluation::Report,
+    plan_set::{Judged, NamedPlan, PlanSet, PlanTable, PlanVariant, TrainedPlan, Trials},
 };
 use hybrid_sync::{
     job::read_result,
@@ -29,6 +30,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     aside::Aside,
+    judging::{GoldenRef, Judging},
+    models::Models,
     quickstart::summary::VersionRow,
     serving::{ChannelId, Channels, Serving, registry_of},
     site::{Site, io, make_folder},
@@ -36,15 +39,20 @@ use crate::{
 
 /// How long a release stays valid unless it is renewed.
 pub const VALID_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
-/// Under which a manifest's metadata name the report that its verdict is taken from, and the digest over the candidate's files.
+/// Under which a manifest's metadata name the report that its verdict is taken from, the digest over the candidate's files, and of a set the plan and the table.
 const REPORT: &str = "report";
 const WEIGHTS: &str = "weights";
+const PLAN: &str = "plan";
+const PLANS: &str = "plans";
 
 /// What a training job asks for. Everything that decides its outcome is fixed in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainJob {
     /// What to train on what.
     pub plan: TrainPlan,
+    /// A set of plans to train in its place, on its dataset, of which the best is the candidate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variants: Vec<PlanVariant>,
     /// The number that the version gets.
     pub version: u64,
     /// The channel that names it if it is promoted.
@@ -64,29 +72,16 @@ impl TrainJob {
             hyperparameters: BTreeMap::new(),
             seed: 1,
         };
-        Self { plan, version, channel: ChannelName::stable(), golden }
+        Self { plan, variants: Vec::new(), version, channel: ChannelName::stable(), golden }
     }
-}
 
-/// A golden set in the bucket.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GoldenRef {
-    /// The object.
-    pub key: Key,
-    /// The digest of its bytes.
-    pub digest: Digest,
-}
-
-/// Puts a golden set into the bucket under its digest, once.
-///
-/// # Errors
-/// [`InvalidInput`](ErrorKind::InvalidInput) that names file and line if it is no golden set; those of the store.
-pub async fn store_golden(store: &dyn ArtifactStore, tenant: &TenantId, file: &Path) -> Result<GoldenRef> {
-    let bytes = Bytes::from(std::fs::read(file).map_err(|error| io("read golden set", file, error))?);
-    let digest = GoldenSet::from_jsonl(file.display().to_string(), &bytes)?.digest();
-    let key = Key::new(format!("t/{tenant}/golden/{digest}.jsonl"))?;
-    store.create_same(&key, bytes).await?;
-    Ok(GoldenRef { key, digest })
+    /// All that is to be trained.
+    fn plans(&self) -> Vec<NamedPlan> {
+        match &self.variants[..] {
+            [] => vec![NamedPlan { name: PLAN.to_owned(), plan: self.plan.clone() }],
+            variants => variants.iter().map(|variant| variant.of(&self.plan)).collect(),
+        }
+    }
 }
 
 /// What came of a training job.
@@ -104,12 +99,25 @@ pub struct TrainOutcome {
     pub manifest: Option<Digest>,
     /// A digest over the candidate's files: the same data and plan give the same.
     pub weights: Digest,
-    /// How long training took in the attempt that finished it, in seconds; nothing where an earlier one had released or refused the version.
+    /// Of a set: which plan was the best, and the table of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<Chosen>,
+    /// How long training took, of a set all plans together, each in the attempt that finished it, in seconds; nothing where an earlier attempt had released or refused
+    /// the version.
     pub train_seconds: f64,
     /// Bytes that publishing moved in the attempt that finished it.
     pub bytes_moved: u64,
     /// If it was refused: what it had learnt from beyond the version in service, for a person to look at.
     pub set_aside: BTreeSet<Key>,
+}
+
+/// The best of a set of plans.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chosen {
+    /// Its name.
+    pub plan: String,
+    /// The [`PlanTable`], as JSON; the same for people lies beside it, with `md` for `json`.
+    pub table: Key,
 }
 
 impl TrainOutcome {
@@ -142,9 +150,8 @@ impl TrainOutcome {
 #[derive(Debug)]
 pub struct TrainHandler {
     channels: Channels,
-    trainer: TextClassifierTrainer,
-    loader: TextClassifierLoader,
-    evaluator: Evaluator<hybrid_local::evaluation::LabelScorer>,
+    plans: PlanSet,
+    models: Models,
     builder: FileSigner,
     release: FileSigner,
     trust: Trust,
@@ -158,7 +165,7 @@ impl TrainHandler {
     /// # Errors
     /// A device that is not there, a key that cannot be read or made, a folder that cannot be made.
     pub fn open(site: &Site, channels: &Channels, device: DeviceChoice) -> Result<Self> {
-        let device = Device::open(device)?;
+        let models = Models::open(device)?;
         let (builder, release) = site.signers()?;
         let trust = site.trust()?;
         let (cache, scratch) = (site.kitchen().join("models"), site.kitchen().join("scratch"));
@@ -166,9 +173,8 @@ impl TrainHandler {
         make_folder(&scratch)?;
         Ok(Self {
             channels: channels.clone(),
-            trainer: TextClassifierTrainer::new(device.clone()),
-            loader: TextClassifierLoader::new(device),
-            evaluator: Evaluator::classify(EvaluatorOptions::default())?,
+            plans: PlanSet::new(models.trainers()),
+            models,
             builder,
             release,
             trust,
@@ -193,25 +199,58 @@ impl TrainHandler {
             };
             let mut said = |what: &'static str| manifest.metadata.remove(what).ok_or_else(|| lacks(what));
             let (report, weights) = (Key::new(said(REPORT)?)?, said(WEIGHTS)?.parse()?);
+            let chosen = match job.variants.is_empty() {
+                true => None,
+                false => Some(Chosen { plan: said(PLAN)?, table: Key::new(said(PLANS)?)? }),
+            };
             let verdict = manifest.verdict.ok_or_else(|| lacks("verdict"))?;
-            return Ok(Some(TrainOutcome { manifest: Some(digest), ..kept(job, verdict, report, weights) }));
+            return Ok(Some(TrainOutcome { manifest: Some(digest), ..kept(job, verdict, report, weights, chosen) }));
         }
-        let Some(Aside { report, weights, segments }) = Aside::of(cx, &job.plan.model).await? else { return Ok(None) };
+        let Some(aside) = Aside::of(cx, &job.plan.model).await? else { return Ok(None) };
+        let Aside { report, weights, chosen, segments } = aside;
         let refusal = Report::decode(&cx.store.get(&report).await?).map_err(|error| error.with("key", &report))?;
-        Ok(Some(TrainOutcome { set_aside: segments, ..kept(job, refusal.record(), report, weights) }))
+        Ok(Some(TrainOutcome { set_aside: segments, ..kept(job, refusal.record(), report, weights, chosen) }))
     }
 
-    /// Judges the candidate against what is in service now, and does what the verdict says. If another version comes into service before the release, the release is
-    /// refused and the job judges again.
-    async fn decide(&self, cx: &JobContext, job: &TrainJob, candidate: &Candidate) -> Result<TrainOutcome> {
-        let weights = weights_digest(candidate)?;
+    /// Judges what was trained against what is in service now, and does with the best what the verdict says. If another version comes into service before the release, the
+    /// release is refused and the job judges again.
+    async fn decide(&self, cx: &JobContext, job: &TrainJob, trials: &Trials) -> Result<TrainOutcome> {
         let incumbent = self.incumbent(cx, job).await?;
-        let (key, report) = self.judge(cx, job, candidate, weights, incumbent.as_ref()).await?;
-        let outcome = kept(job, report.record(), key, weights);
+        // What a channel's readers load does one task.
+        let served = incumbent.as_ref().map(|incumbent| &incumbent.manifest.task);
+        let served = served.or(trials.trained.first().map(|first| &first.candidate.task)).cloned().unwrap_or_default();
+        let mut reports = Vec::with_capacity(trials.trained.len());
+        for trained in &trials.trained {
+            let against = incumbent.as_ref().filter(|_| trained.candidate.task == served);
+            reports.push(self.judge(cx, job, trained, against).await?);
+        }
+        let judged = trials.trained.iter().zip(&reports).map(|(trained, (_, report))| Judged {
+            trained,
+            report,
+            barred: (trained.candidate.task != served)
+                .then(|| format!("it does {}, and the channel serves {served}", trained.candidate.task)),
+        });
+        let judged: Vec<_> = judged.collect();
+        let mut table = PlanTable::of(&judged, &trials.failed)?;
+        let against = incumbent.as_ref().map(|incumbent| incumbent.digest);
+        let key = match job.variants.is_empty() {
+            true => None,
+            false => Some(keep_table(cx, against, &mut table).await?),
+        };
+        let mut all = trials.trained.iter().zip(&reports);
+        let best = table.best().and_then(|best| all.find(|(trained, _)| trained.name == best));
+        let (candidate, (report, figures)) = best.ok_or_else(|| match table.best() {
+            None => Error::invalid("choose plan", "no candidate does what the channel serves").with("served", &served),
+            Some(best) => {
+                let message = "the plan that an earlier attempt found best came to nothing in this one";
+                Error::unavailable("choose plan", message).with("plan", best)
+            }
+        })?;
+        let chosen = key.map(|table| Chosen { plan: candidate.name.clone(), table });
+        let outcome = kept(job, figures.record(), report.clone(), candidate.weights, chosen);
         match outcome.verdict.verdict {
             Verdict::Promote => {
-                let base = incumbent.as_ref().map(|incumbent| incumbent.digest);
-                let (manifest, bytes_moved) = self.release(cx, job, candidate, &outcome, base).await?;
+                let (manifest, bytes_moved) = self.release(cx, job, candidate, &outcome, against).await?;
                 Ok(TrainOutcome { manifest: Some(manifest), bytes_moved, ..outcome })
             }
             Verdict::Refuse(_) => {
@@ -219,7 +258,8 @@ impl TrainHandler {
                     job.plan.dataset.segments.iter().map(|segment| segment.key.clone()).collect();
                 let known = incumbent.iter().flat_map(|incumbent| &incumbent.manifest.lineage.plan.dataset.segments);
                 let known: BTreeSet<Key> = known.map(|segment| segment.key.clone()).collect();
-                let aside = Aside { report: outcome.report.clone(), weights, segments: &learnt - &known };
+                let (report, chosen) = (outcome.report.clone(), outcome.chosen.clone());
+                let aside = Aside { report, weights: candidate.weights, chosen, segments: &learnt - &known };
                 aside.create(cx, &job.plan.model).await?;
                 Ok(TrainOutcome { set_aside: aside.segments, ..outcome })
             }
@@ -229,7 +269,7 @@ impl TrainHandler {
 
     async fn incumbent(&self, cx: &JobContext, job: &TrainJob) -> Result<Option<Serving>> {
         let Some(digest) = self.channels.in_service(&channel_of(job)).await? else { return Ok(None) };
-        let serving = Serving::load(cx, digest, &self.trust, &self.cache, &self.loader).await?;
+        let serving = Serving::load(cx, digest, &self.trust, &self.cache, &self.models).await?;
         // The kitchen needs no version but the one in service: the cache keeps that and lets the others go.
         hold_versions(&self.cache, "kitchen", &[serving.digest]).await?;
         prune_cache(&self.cache).await?;
@@ -241,28 +281,18 @@ impl TrainHandler {
         &self,
         cx: &JobContext,
         job: &TrainJob,
-        candidate: &Candidate,
-        weights: Digest,
+        trained: &TrainedPlan,
         incumbent: Option<&Serving>,
     ) -> Result<(Key, Report)> {
-        let against = incumbent.map_or_else(|| "nothing".to_owned(), |incumbent| incumbent.digest.to_string());
-        let name = format!("reports/{weights}-against-{against}");
+        let name = format!("reports/{}-against-{}", trained.weights, or_nothing(incumbent.map(|it| it.digest)));
         let key = cx.effect_key(&format!("{name}.json"))?;
-        let written = match cx.store.get(&key).await {
+        let report = match cx.store.get(&key).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let report = self.evaluate(cx, job, candidate, incumbent).await?.encode()?;
-                match cx.store.create(&key, report.clone()).await {
-                    Err(error) if error.kind() == ErrorKind::AlreadyExists => cx.store.get(&key).await?,
-                    created => created.map(|()| report)?,
-                }
+                first(cx, &key, &self.evaluate(cx, job, trained, incumbent).await?).await?
             }
-            found => found?,
+            found => Report::decode(&found?).map_err(|error| error.with("key", &key))?,
         };
-        let report = Report::decode(&written).map_err(|error| error.with("key", &key))?;
-        match cx.store.create(&cx.effect_key(&format!("{name}.md"))?, report.to_markdown().into()).await {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
+        for_people(cx, &name, report.to_markdown()).await?;
         Ok((key, report))
     }
 
@@ -271,41 +301,19 @@ impl TrainHandler {
         &self,
         cx: &JobContext,
         job: &TrainJob,
-        candidate: &Candidate,
+        trained: &TrainedPlan,
         incumbent: Option<&Serving>,
     ) -> Result<Report> {
-        let bytes = cx.store.read(&job.golden.key, ReadOptions::verified(job.golden.digest)).await?;
-        let golden = GoldenSet::from_jsonl(job.golden.key.as_str(), &bytes)?;
-        let provisional = Manifest {
-            model: job.plan.model.clone(),
-            version: job.version,
-            task: candidate.task.clone(),
-            architecture: candidate.architecture.clone(),
-            created: cx.job.submitted,
-            files: Vec::new(),
-            requirements: candidate.requirements.clone(),
-            lineage: self.lineage(job, candidate),
-            verdict: None,
-            metadata: BTreeMap::new(),
+        let golden = job.golden.read(&*cx.store).await?;
+        let candidate = self.models.candidate(trained, job.version, cx.job.submitted).await?;
+        let judging = Judging {
+            golden: &golden,
+            candidate: &candidate,
+            requirements: trained.candidate.requirements.clone(),
+            incumbent: incumbent.map(|incumbent| (incumbent.digest, &incumbent.backend)),
+            candidates: job.variants.len().max(1),
         };
-        let digest = Digest::of(&provisional.encode()?);
-        let backend = self.loader.load(&provisional, digest, &folder_of(files_of(candidate)?)?).await?;
-        let mut call = CallContext::new(cx.job.tenant.clone(), request_of(cx)?);
-        call.cancel = cx.cancel.clone();
-        call.clock = Arc::clone(&cx.clock);
-        let contender = Contender { backend: &*backend, requirements: candidate.requirements.clone() };
-        let incumbent = incumbent.map(|incumbent| (incumbent.digest, &*incumbent.backend));
-        self.evaluator.evaluate(&call, &golden, contender, incumbent, &*cx.progress).await
-    }
-
-    fn lineage(&self, job: &TrainJob, candidate: &Candidate) -> Lineage {
-        Lineage {
-            plan: job.plan.clone(),
-            dataset: job.plan.dataset.digest(),
-            examples: candidate.examples,
-            trainer: self.trainer.profile().name,
-            device: candidate.device.clone(),
-        }
+        judging.report(cx).await
     }
 
     /// Removes what jobs have left here that have their results.
@@ -325,26 +333,31 @@ impl TrainHandler {
         &self,
         cx: &JobContext,
         job: &TrainJob,
-        candidate: &Candidate,
+        trained: &TrainedPlan,
         outcome: &TrainOutcome,
         incumbent: Option<Digest>,
     ) -> Result<(Digest, u64)> {
         let why = format!("version {}: {}", job.version, outcome.verdict.verdict);
+        // No timings: a retry must end with the same manifest.
+        let mut metadata = BTreeMap::from([
+            ("job".to_owned(), cx.job.id.to_string()),
+            (REPORT.to_owned(), outcome.report.to_string()),
+            (WEIGHTS.to_owned(), outcome.weights.to_string()),
+        ]);
+        if let Some(Chosen { plan, table }) = &outcome.chosen {
+            metadata.extend([(PLAN.to_owned(), plan.clone()), (PLANS.to_owned(), table.to_string())]);
+        }
+        let candidate = &trained.candidate;
         let draft = Draft {
             model: job.plan.model.clone(),
             version: job.version,
             task: candidate.task.clone(),
             architecture: candidate.architecture.clone(),
-            files: files_of(candidate)?.to_vec(),
+            files: trained.files()?.to_vec(),
             requirements: candidate.requirements.clone(),
-            lineage: self.lineage(job, candidate),
+            lineage: trained.lineage(),
             verdict: outcome.verdict.clone(),
-            // No timings: a retry must end with the same manifest.
-            metadata: BTreeMap::from([
-                ("job".to_owned(), cx.job.id.to_string()),
-                (REPORT.to_owned(), outcome.report.to_string()),
-                (WEIGHTS.to_owned(), outcome.weights.to_string()),
-            ]),
+            metadata,
             base: incumbent,
         };
         let options = PublishOptions {
@@ -388,15 +401,14 @@ impl JobHandler for TrainHandler {
             cancel: cx.cancel.clone(),
             clock: Arc::clone(&cx.clock),
         };
-        let start = cx.clock.monotonic();
-        let candidate = self.trainer.train(&job.plan, &run).await?;
-        let train_seconds = cx.clock.monotonic().since(start).as_secs_f64();
-        Ok(TrainOutcome { train_seconds, ..self.decide(cx, &job, &candidate).await? })
+        let trials = self.plans.train(&job.plans(), &run).await?;
+        let train_seconds = trials.trained.iter().map(|trained| trained.seconds).sum();
+        Ok(TrainOutcome { train_seconds, ..self.decide(cx, &job, &trials).await? })
     }
 }
 
 /// The outcome of a job by which nothing changes.
-fn kept(job: &TrainJob, verdict: VerdictRecord, report: Key, weights: Digest) -> TrainOutcome {
+fn kept(job: &TrainJob, verdict: VerdictRecord, report: Key, weights: Digest, chosen: Option<Chosen>) -> TrainOutcome {
     TrainOutcome {
         model: job.plan.model.clone(),
         version: job.version,
@@ -404,6 +416,7 @@ fn kept(job: &TrainJob, verdict: VerdictRecord, report: Key, weights: Digest) ->
         report,
         manifest: None,
         weights,
+        chosen,
         train_seconds: 0.0,
         bytes_moved: 0,
         set_aside: BTreeSet::new(),
@@ -414,36 +427,33 @@ fn channel_of(job: &TrainJob) -> ChannelId {
     (job.plan.model.clone(), job.channel.clone())
 }
 
-fn files_of(candidate: &Candidate) -> Result<&[CandidateFile]> {
-    match &candidate.output {
-        CandidateOutput::Files(files) => Ok(files),
-        _ => Err(Error::new(
-            ErrorKind::Unsupported,
-            "publish candidate",
-            "only candidates made of files can be published",
-        )),
+/// Makes `table` the one that the first attempt has made of these plans against this incumbent, and answers its key.
+async fn keep_table(cx: &JobContext, incumbent: Option<Digest>, table: &mut PlanTable) -> Result<Key> {
+    let name = format!("plans/against-{}", or_nothing(incumbent));
+    let key = cx.effect_key(&format!("{name}.json"))?;
+    *table = first(cx, &key, table).await?;
+    for_people(cx, &name, table.to_markdown()).await?;
+    Ok(key)
+}
+
+/// Creates a document, or answers with the one that an earlier attempt has created: that is the one that counts.
+async fn first<D: Document + Sync>(cx: &JobContext, key: &Key, document: &D) -> Result<D> {
+    let bytes = document.encode()?;
+    let written = match cx.store.create(key, bytes.clone()).await {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => cx.store.get(key).await?,
+        created => created.map(|()| bytes)?,
+    };
+    D::decode(&written).map_err(|error| error.with("key", key))
+}
+
+/// Leaves the same as Markdown beside it.
+async fn for_people(cx: &JobContext, name: &str, page: String) -> Result<()> {
+    match cx.store.create(&cx.effect_key(&format!("{name}.md"))?, page.into()).await {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 
-/// The folder below which the candidate's files have their names.
-fn folder_of(files: &[CandidateFile]) -> Result<PathBuf> {
-    let folder = files.first().and_then(|file| file.path.ancestors().nth(file.name.as_str().split('/').count()));
-    folder.map(Path::to_owned).ok_or_else(|| Error::internal("load candidate", "the candidate has no files"))
-}
-
-fn weights_digest(candidate: &Candidate) -> Result<Digest> {
-    let mut hasher = Hasher::new();
-    for file in files_of(candidate)? {
-        let bytes = std::fs::read(&file.path).map_err(|error| io("digest candidate", &file.path, error))?;
-        hasher.update(file.name.as_str().as_bytes());
-        hasher.update(Digest::of(&bytes).as_bytes());
-    }
-    Ok(hasher.finish())
-}
-
-fn request_of(cx: &JobContext) -> Result<RequestId> {
-    match &cx.job.request {
-        Some(request) => Ok(request.clone()),
-        None => cx.job.id.to_string().parse(),
-    }
+fn or_nothing(incumbent: Option<Digest>) -> String {
+    incumbent.map_or_else(|| "nothing".to_owned(), |digest| digest.to_string())
 }

@@ -2,11 +2,11 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read, Write},
     path::Path,
 };
 
-use hybrid_core::{Error, ErrorKind, Result};
+use hybrid_core::{Digest, Error, ErrorKind, Hasher, Result};
 
 pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
@@ -41,6 +41,19 @@ pub(crate) fn size(path: &Path) -> Result<u64> {
             Err(Error::corrupt("read file", "the file is missing").with("path", path.display()))
         }
         Err(error) => Err(io_error("read file", path, error)),
+    }
+}
+
+/// The SHA-256 of a file.
+pub(crate) fn digest(operation: &'static str, path: &Path) -> Result<Digest> {
+    let fail = |error| io_error(operation, path, error);
+    let mut file = File::open(path).map_err(fail)?;
+    let (mut hasher, mut buffer) = (Hasher::new(), vec![0u8; 1 << 20]);
+    loop {
+        match file.read(&mut buffer).map_err(fail)? {
+            0 => return Ok(hasher.finish()),
+            read => hasher.update(&buffer[..read]),
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 //! | `classifier` | `TextClassifierTrainer`, `TextClassifierLoader`, `Device`: text classification on candle, of hashed n-grams or by fine-tuning encoders of the BERT family or, with `decoder`, chat models with a head |
 //! | `decoder` | `DecoderLoader`, `DecoderModel`, `Device`: chat with decoders of the Llama, Mistral, Qwen, Gemma and Phi families on candle, of Hugging Face folders and GGUF files |
 //! | `embedder` | `EmbedderLoader`, `Device`: embedding with encoders of the BERT family and with decoders, as sentence-transformers' files say |
-//! | `evaluation` | `evaluation`: golden sets, paired comparison, verdicts; needs neither candle nor SQLite |
+//! | `evaluation` | `evaluation`: golden sets, paired comparison, verdicts; `plan_set`: several plans trained and compared; neither needs candle or SQLite |
 //! | `hub` | `Hub`: models fetched from the Hugging Face hub; without it its cache is read alone |
 //! | `metal`, `cuda`, `accelerate` | hardware that candle can use |
 //!
@@ -29,7 +29,7 @@ mod embedder;
 mod encoder;
 #[cfg(feature = "evaluation")]
 pub mod evaluation;
-#[cfg(any(feature = "classifier", feature = "decoder", feature = "hub"))]
+#[cfg(any(feature = "classifier", feature = "decoder", feature = "evaluation", feature = "hub"))]
 #[cfg_attr(not(any(feature = "classifier", feature = "decoder")), allow(dead_code))]
 mod files;
 #[cfg(feature = "embedded")]
@@ -41,6 +41,8 @@ mod learning;
 #[cfg(any(feature = "classifier", feature = "decoder"))]
 #[cfg_attr(not(all(feature = "classifier", feature = "decoder")), allow(dead_code, unused_imports))]
 mod ops;
+#[cfg(feature = "evaluation")]
+pub mod plan_set;
 #[cfg(feature = "decoder")]
 pub mod planner;
 #[cfg(feature = "decoder")]

@@ -1,4 +1,4 @@
-//! Orders a training: see `hybrid_examples::order`.
+//! Orders a training: see `hybrid_examples::order::training`.
 
 use clap::Parser;
 use hybrid_examples::{log, order};
@@ -6,5 +6,5 @@ use hybrid_examples::{log, order};
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
     log::start();
-    log::end(order::run(Parser::parse()).await)
+    log::end(order::training::run(Parser::parse()).await)
 }

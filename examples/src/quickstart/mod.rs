@@ -19,14 +19,8 @@ use self::{
     summary::{Requests, Summary, VersionRow},
 };
 use crate::{
-    data::Decided,
-    kitchen::KitchenEvent,
-    locations::Locations,
-    log::say,
-    order,
-    site::Site,
-    storefront::Storefront,
-    train_job::{self, TrainOutcome},
+    data::Decided, judging, kitchen::KitchenEvent, locations::Locations, log::say, order, site::Site,
+    storefront::Storefront, train_job::TrainOutcome,
 };
 
 /// Shows the whole loop on one machine.
@@ -79,7 +73,7 @@ pub async fn run(args: Args) -> Result<Summary> {
     kitchen.ready().await?;
     show.line("kitchen     a process of its own, sharing nothing with the storefront but a queue and a bucket");
 
-    let golden = train_job::store_golden(&*site.store(), &TenantId::single(), &args.data.join("golden.jsonl")).await?;
+    let golden = judging::store_golden(&*site.store(), &TenantId::single(), &args.data.join("golden.jsonl")).await?;
     let client = Client::new(format!("http://{}", storefront.address()))?;
     let questions = Decided::read(&args.data.join("honest.jsonl"))?.into_iter().map(|one| one.text).collect();
     let mut run =
@@ -132,7 +126,7 @@ struct Run {
     kitchen: KitchenProcess,
     client: Client,
     show: Arc<Show>,
-    golden: train_job::GoldenRef,
+    golden: judging::GoldenRef,
     /// Messages that no version has learnt from.
     questions: Vec<String>,
     traffic: Option<Traffic>,
@@ -173,7 +167,7 @@ impl Run {
     /// Sends a training job over all judgments but those set aside, and waits for its result.
     async fn train(&mut self) -> Result<TrainOutcome> {
         let (store, clock) = (self.site.store(), self.site.clock());
-        let (job, _) = order::training(&self.site, self.model.clone(), self.golden.clone()).await?;
+        let (job, _) = order::training::submit(&self.site, self.model.clone(), self.golden.clone(), Vec::new()).await?;
         let waiting = job::wait_for_result(&*store, &job.tenant, job.id, &*clock, Duration::from_millis(50));
         let result = tokio::select! {
             result = waiting => result?,

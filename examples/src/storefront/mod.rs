@@ -30,7 +30,7 @@ use tokio::{net::TcpListener, sync::broadcast, task::JoinSet};
 
 use crate::{data::LABELS, kitchen::signals, locations::Locations, log::say, site::Site};
 pub use models::{ModelUrl, OpenAiKey};
-pub use surface::{Running, Surface};
+pub use surface::{Batch, Running, Surface};
 
 /// Serves a site's model over HTTP.
 #[derive(Debug, Parser)]

@@ -2,14 +2,18 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use hybrid_cloud::storefront::{
     ApiKeys, AuditLog, AuditLogOptions, AuditOptions, Budget, CredentialFile, CredentialSource, KeyList,
     StorefrontBuilder, TenantQuota,
 };
 use hybrid_core::{Cancellation, Document, Error, Files, JobKind, Money, Result, SystemIds, TenantId, WriterId};
 use hybrid_local::SqliteOutbox;
-use hybrid_sync::{job::QueuedJobs, worker::JobHandler};
+use hybrid_sync::{
+    batch::{EmbedRows, Enrich, Summarise},
+    job::QueuedJobs,
+    worker::JobHandler,
+};
 use tokio::task::JoinSet;
 
 use super::models::{ModelUrl, OpenAiKey};
@@ -49,6 +53,9 @@ pub struct Surface {
     /// Take orders for the kitchen at /v1/jobs, and files for them at /v1/files.
     #[arg(long)]
     pub jobs: bool,
+    /// What else may be ordered there than `label`; once for each. The kitchen needs the models for it.
+    #[arg(long, value_name = "KIND", requires = "jobs")]
+    pub offer: Vec<Batch>,
     /// Chat by openai+http://localhost:1234/v1#model (LM Studio, Ollama, mlx-lm and the like) or bedrock://model-id.
     #[arg(long, value_name = "URL")]
     pub chat: Vec<ModelUrl>,
@@ -58,6 +65,27 @@ pub struct Surface {
     /// The key of servers that speak the OpenAI API and ask for one.
     #[arg(long, env = "HYBRID_OPENAI_API_KEY", hide_env_values = true)]
     pub openai_api_key: Option<OpenAiKey>,
+}
+
+/// Batches that customers may order. What concerns the kitchen's own models is none of theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Batch {
+    /// A model asked about each row of a file.
+    Enrich,
+    /// One text of all rows.
+    Summarise,
+    /// A vector of each row into the index.
+    Embed,
+}
+
+impl Batch {
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Enrich => Enrich::KIND,
+            Self::Summarise => Summarise::KIND,
+            Self::Embed => EmbedRows::KIND,
+        }
+    }
 }
 
 /// What a surface has running behind it.
@@ -99,7 +127,8 @@ impl Surface {
             let outbox = Arc::new(SqliteOutbox::open(site.storefront().join("orders.db"))?);
             let jobs = QueuedJobs::new(site.queue().await?.jobs, site.store(), site.clock(), ids).with_outbox(outbox);
             let jobs = Arc::new(jobs);
-            http = http.jobs(Arc::clone(&jobs) as _, [JobKind::new(LabelHandler::KIND)?]);
+            let kinds = [LabelHandler::KIND].into_iter().chain(self.offer.iter().map(|batch| batch.kind()));
+            http = http.jobs(Arc::clone(&jobs) as _, kinds.map(JobKind::new).collect::<Result<Vec<_>>>()?);
             let (sent, stopped) = (Arc::clone(&jobs), stop.clone());
             tasks.spawn(async move { sent.run(stopped, LONGEST_WAIT).await });
             running.jobs = Some(jobs);

@@ -15,12 +15,13 @@ use hybrid_core::{
 };
 use hybrid_examples::{
     data::Decided,
+    judging::{GoldenRef, store_golden},
     locations::Locations,
     quickstart::client::Client,
     serving::Channels,
     site::Site,
     storefront::Storefront,
-    train_job::{self, GoldenRef, TrainHandler, TrainJob, TrainOutcome},
+    train_job::{TrainHandler, TrainJob, TrainOutcome},
 };
 use hybrid_local::DeviceChoice;
 use hybrid_sync::{
@@ -141,7 +142,7 @@ async fn customers_are_answered_and_judgments_kept_while_the_kitchen_is_gone_and
     let model = ModelName::new("bakery").unwrap();
     let start = async || Storefront::start(&site, model.clone(), "127.0.0.1:0".parse().unwrap()).await.unwrap();
     let client = |storefront: &Storefront| Client::new(format!("http://{}", storefront.address())).unwrap();
-    let golden = train_job::store_golden(&*site.store(), &TenantId::single(), &data("golden.jsonl")).await.unwrap();
+    let golden = store_golden(&*site.store(), &TenantId::single(), &data("golden.jsonl")).await.unwrap();
 
     // The kitchen makes a first version and leaves.
     let mut storefront = start().await;

@@ -13,13 +13,14 @@ use hybrid_core::{
 use hybrid_examples::{
     aside::{Aside, set_aside},
     data::Decided,
+    judging::{GoldenRef, store_golden},
     label_job::{LabelHandler, LabelJob, Labelled},
     locations::Locations,
     order,
     renewal::{renew_by_hand, renew_each},
     serving::Channels,
     site::Site,
-    train_job::{GoldenRef, TrainHandler, TrainJob, TrainOutcome, VALID_FOR, store_golden},
+    train_job::{TrainHandler, TrainJob, TrainOutcome, VALID_FOR},
 };
 use hybrid_local::{DeviceChoice, evaluation::Report};
 use hybrid_sync::{
@@ -78,7 +79,7 @@ impl Kitchen {
 
     /// Orders a training over what is in the bucket.
     async fn order(&self) -> (Job, TrainJob) {
-        order::training(&self.site, bakery(), self.golden.clone()).await.unwrap()
+        order::training::submit(&self.site, bakery(), self.golden.clone(), Vec::new()).await.unwrap()
     }
 
     /// Trains on what is in the bucket, and does what the verdict says.
@@ -343,7 +344,7 @@ async fn what_a_refused_version_had_learnt_from_is_set_aside_whatever_lies_among
     // What is set aside and cannot be read is not learnt from unseen.
     let bad = Key::new("t/default/aside/bakery/bad").unwrap();
     store.create(&bad, Bytes::from_static(b"{")).await.unwrap();
-    let error = order::training(&kitchen.site, bakery(), kitchen.golden.clone()).await.unwrap_err();
+    let error = order::training::submit(&kitchen.site, bakery(), kitchen.golden.clone(), Vec::new()).await.unwrap_err();
     assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains(bad.as_str()), "{error}");
     let _: Option<Aside> = Aside::of(&kitchen.context(&job), &bakery()).await.unwrap();
 }

@@ -14,6 +14,7 @@ mod deploy;
 #[cfg(feature = "lambda")]
 mod function;
 mod handlers;
+mod kitchen_jobs;
 mod policy;
 mod programs;
 mod quickstart;

@@ -12,7 +12,7 @@ use hybrid_core::{
     Clock, DatasetName, ErrorKind, JobKind, JobOrder, JobQueue, JobQueueExt, Jobs, Judgment, JudgmentId, JudgmentSink,
     ModelName, ReceiveOptions, SystemClock, SystemIds, TenantId, WriterId, memory::MemoryOutbox,
 };
-use hybrid_examples::{kitchen, locations::Locations, order, site::Site, train_job::store_golden};
+use hybrid_examples::{judging::store_golden, kitchen, locations::Locations, order, site::Site};
 use hybrid_local::{SqliteQueue, SqliteQueueOptions};
 use hybrid_sync::{
     capture::{Capture, CaptureOptions},
@@ -84,7 +84,7 @@ async fn trainings_that_are_ordered_side_by_side_have_numbers_of_their_own() {
     let golden = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/data/bakery/golden.jsonl"));
     let golden = store_golden(&*site.store(), &TenantId::single(), golden).await.unwrap();
     let model = ModelName::new("bakery").unwrap();
-    let nothing = order::training(&site, model.clone(), golden.clone()).await.unwrap_err();
+    let nothing = order::training::submit(&site, model.clone(), golden.clone(), Vec::new()).await.unwrap_err();
     assert_eq!(nothing.kind(), ErrorKind::NotFound, "{nothing}");
 
     let clock = SystemClock;
@@ -106,7 +106,7 @@ async fn trainings_that_are_ordered_side_by_side_have_numbers_of_their_own() {
     capture.record(&TenantId::single(), &DatasetName::new("bakery").unwrap(), judgment).await.unwrap();
     capture.drain().await.unwrap();
     // None of them has a result yet: no kitchen is there.
-    let orders = (0..4).map(|_| order::training(&site, model.clone(), golden.clone()));
+    let orders = (0..4).map(|_| order::training::submit(&site, model.clone(), golden.clone(), Vec::new()));
     let mut versions: Vec<u64> =
         futures_util::future::try_join_all(orders).await.unwrap().into_iter().map(|(_, order)| order.version).collect();
     versions.sort_unstable();

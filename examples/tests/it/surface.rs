@@ -129,6 +129,22 @@ async fn a_storefront_without_flags_offers_the_model_and_judgments_alone() {
     storefront.stop();
 }
 
+#[tokio::test]
+async fn batches_may_be_ordered_where_they_are_offered_and_no_other_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let site = folder.path().to_str().unwrap();
+    let flags = ["--site", site, "--listen", "127.0.0.1:0", "--jobs", "--offer", "enrich", "--offer", "embed"];
+    let mut storefront = Running::start(env!("CARGO_BIN_EXE_storefront"), &flags);
+    let root = storefront.line();
+    let client = Client::new();
+    for (kind, taken) in [("enrich", 202), ("embed", 202), ("label", 202), ("summarise", 404), ("train", 404)] {
+        let (status, said) = answer(client.post(format!("{root}/v1/jobs")).json(&json!({ "kind": kind }))).await;
+        assert_eq!(status == 202, taken == 202, "{kind}: {status} {said}");
+        assert!(taken == 202 || said.to_string().contains("enrich"), "{said}");
+    }
+    storefront.stop();
+}
+
 #[test]
 fn a_flag_that_cannot_be_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
@@ -137,6 +153,7 @@ fn a_flag_that_cannot_be_is_refused_by_name() {
         ("--api-keys", "/nowhere/keys.json", "/nowhere/keys.json"),
         ("--chat", "http://localhost:1234/v1", "openai+http"),
         ("--money-per-day", "5", "5.00 USD"),
+        ("--offer", "train", "enrich"),
     ] {
         let arguments = ["--site", site, "--listen", "127.0.0.1:0", flag, value];
         let refused = Command::new(env!("CARGO_BIN_EXE_storefront")).args(arguments).output().unwrap();

@@ -7,6 +7,8 @@ use super::report::{Baseline, Comparison, Slice};
 pub(super) struct Evidence<'a> {
     pub(super) metric: &'a str,
     pub(super) alpha: f64,
+    /// How many candidates are judged, of which the best is taken.
+    pub(super) candidates: usize,
     /// A reason for each budget that the candidate is over.
     pub(super) over: Vec<String>,
     pub(super) score: Interval,
@@ -18,7 +20,7 @@ pub(super) struct Evidence<'a> {
 impl Evidence<'_> {
     /// The verdict with its reason. What speaks against the candidate goes before what speaks for it.
     pub(super) fn decide(self) -> (Verdict, String) {
-        let Self { metric, alpha, over, score, baseline, comparison, slices } = self;
+        let Self { metric, alpha, candidates, over, score, baseline, comparison, slices } = self;
         let mut against = over;
         if let Some(comparison) = comparison
             && comparison.p < alpha
@@ -45,6 +47,8 @@ impl Evidence<'_> {
             let reason = against.join("; ");
             return (Verdict::Refuse(reason.clone()), reason);
         }
+        // Bonferroni: of several that are no better one easily looks so.
+        let promoted = alpha / candidates as f64;
         match comparison {
             None => {
                 let low = format!("the lower bound of {metric}, {},", percent(score.low));
@@ -58,7 +62,7 @@ impl Evidence<'_> {
                     false => (Verdict::Hold, format!("{low} does not beat {common}")),
                 }
             }
-            Some(Comparison { difference, p, .. }) if *p < alpha && difference.value > 0.0 => (
+            Some(Comparison { difference, p, .. }) if *p < promoted && difference.value > 0.0 => (
                 Verdict::Promote,
                 format!(
                     "{metric} rises by {} to {} ({}); no slice is worse",
@@ -69,13 +73,17 @@ impl Evidence<'_> {
             ),
             Some(Comparison { difference, p, detectable, .. }) => {
                 let sign = if difference.value < 0.0 { "-" } else { "+" };
+                let several = match *p < alpha && difference.value > 0.0 {
+                    true => format!("; as the best of {candidates} it needs p < {promoted:.4}"),
+                    false => String::new(),
+                };
                 let shown = detectable.map_or(String::new(), |least| {
                     format!("; a difference of {} would have shown in four evaluations of five", points(least))
                 });
                 (
                     Verdict::Hold,
                     format!(
-                        "no significant difference: {sign}{} ({}){shown}",
+                        "no significant difference: {sign}{} ({}){several}{shown}",
                         points(difference.value.abs()),
                         p_text(*p)
                     ),
@@ -96,6 +104,6 @@ pub(super) fn points(difference: f64) -> String {
 }
 
 /// A p-value as text, such as `p = 0.0123`.
-pub(super) fn p_text(p: f64) -> String {
+pub(crate) fn p_text(p: f64) -> String {
     if p < 0.0001 { "p < 0.0001".to_owned() } else { format!("p = {p:.4}") }
 }

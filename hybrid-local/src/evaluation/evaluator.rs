@@ -19,6 +19,9 @@ use super::{
 pub struct EvaluatorOptions {
     /// The level of the tests: how often a candidate that is equally good may be called better, or worse. Above 0, at most 0.5.
     pub alpha: f64,
+    /// How many candidates are judged for one place, of which the best is taken; at least 1. To be called better one has to be so at `alpha` divided by
+    /// this (Bonferroni), so that the luckiest of several is not taken for the best.
+    pub candidates: usize,
     /// The seed of the bootstrap. Right-or-wrong metrics draw no random numbers.
     pub seed: u64,
     /// How often the bootstrap draws the cases again; at least 1000.
@@ -39,6 +42,7 @@ impl Default for EvaluatorOptions {
     fn default() -> Self {
         Self {
             alpha: 0.05,
+            candidates: 1,
             seed: 0,
             resamples: 10_000,
             min_slice: 20,
@@ -107,8 +111,17 @@ impl<S> Evaluator<S> {
     /// # Errors
     /// [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) that names the option out of its range.
     pub fn new(scorer: S, options: EvaluatorOptions) -> Result<Self> {
-        let EvaluatorOptions { alpha, seed: _, resamples, min_slice, batch, concurrency, budgets: _, shown: _ } =
-            &options;
+        let EvaluatorOptions {
+            alpha,
+            candidates,
+            seed: _,
+            resamples,
+            min_slice,
+            batch,
+            concurrency,
+            budgets: _,
+            shown: _,
+        } = &options;
         let refuse = |option, range, value: String| {
             Err(Error::invalid("make evaluator", range).with("option", option).with("value", value))
         };
@@ -118,7 +131,9 @@ impl<S> Evaluator<S> {
         if *resamples < 1000 {
             return refuse("resamples", "must be at least 1000", resamples.to_string());
         }
-        for (option, value) in [("min_slice", min_slice), ("batch", batch), ("concurrency", concurrency)] {
+        let counts =
+            [("candidates", candidates), ("min_slice", min_slice), ("batch", batch), ("concurrency", concurrency)];
+        for (option, value) in counts {
             if *value == 0 {
                 return refuse(option, "must be at least 1", value.to_string());
             }
@@ -248,6 +263,7 @@ impl<T: Task, S: Scorer<T>> Judge<'_, T, S> {
         let evidence = Evidence {
             metric: self.scorer.metric(),
             alpha: self.options.alpha,
+            candidates: self.options.candidates,
             over,
             score,
             baseline: &baseline,

@@ -2,9 +2,10 @@ use std::fmt::Write;
 
 use hybrid_core::{Interval, Verdict};
 
+pub(crate) use super::decide::p_text;
 use super::{
     LabelMetrics,
-    decide::{p_text, percent, points},
+    decide::{percent, points},
     report::{Change, Measured, Report},
 };
 
@@ -241,36 +242,37 @@ fn changes(page: &mut Page, heading: &str, shown: &[Change], all: u64) {
     }
 }
 
-struct Page(String);
+#[derive(Default)]
+pub(crate) struct Page(pub(crate) String);
 
 impl Page {
-    fn line(&mut self, text: std::fmt::Arguments<'_>) {
+    pub(crate) fn line(&mut self, text: std::fmt::Arguments<'_>) {
         // Writing to a string cannot fail.
         let _ = writeln!(self.0, "{text}");
     }
 
-    fn heading(&mut self, text: std::fmt::Arguments<'_>) {
+    pub(crate) fn heading(&mut self, text: std::fmt::Arguments<'_>) {
         self.line(format_args!("\n## {text}\n"));
     }
 
     /// The head of a table: the first `left` columns are texts, the others numbers.
-    fn table(&mut self, headings: &[&str], left: usize) {
+    pub(crate) fn table(&mut self, headings: &[&str], left: usize) {
         self.row(headings.iter().map(|heading| (*heading).to_owned()));
         self.row((0..headings.len()).map(|column| if column < left { "---" } else { "---:" }.to_owned()));
     }
 
-    fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         let row: String = cells.into_iter().map(|cell| format!(" {cell} |")).collect();
         self.line(format_args!("|{row}"));
     }
 }
 
-fn with_interval(Interval { value, low, high }: Interval) -> String {
+pub(crate) fn with_interval(Interval { value, low, high }: Interval) -> String {
     format!("{} [{:.1}, {:.1}]", percent(value), 100.0 * low, 100.0 * high)
 }
 
 /// A text from outside, so that it is shown and never read as Markdown or HTML.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -286,7 +288,7 @@ fn plain(text: &str) -> String {
 }
 
 /// A text from outside in a cell of a table.
-fn cell(text: &str) -> String {
+pub(crate) fn cell(text: &str) -> String {
     const LENGTH: usize = 80;
     match text.char_indices().nth(LENGTH) {
         Some((end, _)) => format!("{}…", plain(text[..end].trim_end())),

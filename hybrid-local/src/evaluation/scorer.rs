@@ -2,7 +2,7 @@ use std::fmt::Debug;
 
 use hybrid_core::{
     Error, Result, Task,
-    task::{Classify, ClassifyRequest, ClassifyResponse, LabelScore},
+    task::{Chat, ChatRequest, ChatResponse, Classify, ClassifyRequest, ClassifyResponse, LabelScore, Sampling},
 };
 use serde::Deserialize;
 
@@ -166,6 +166,55 @@ impl Scorer<Classify> for LabelScorer {
 
     fn show<'a>(&self, case: &'a LabelCase) -> Shown<'a> {
         Shown { input: &case.text, expected: Expected::Label(&case.label) }
+    }
+}
+
+/// Scores [`Chat`] models that answer a text with its label alone, on the golden cases of [`LabelScorer`] and by the same metric: so that a decoder that was
+/// trained on labels stands beside classifiers.
+///
+/// The text is asked as it is, as `DecoderTrainer` has it learnt; the likeliest tokens are taken, at most 64. White space around the answer does not
+/// count. How sure the model is, it does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChatLabelScorer;
+
+impl Scorer<Chat> for ChatLabelScorer {
+    type Case = LabelCase;
+
+    fn metric(&self) -> &'static str {
+        LabelScorer.metric()
+    }
+
+    fn scale(&self) -> Scale {
+        LabelScorer.scale()
+    }
+
+    fn max_batch(&self) -> usize {
+        1
+    }
+
+    fn read(&self, case: &GoldenCase) -> Result<LabelCase> {
+        LabelScorer.read(case)
+    }
+
+    fn request(&self, cases: &[&LabelCase]) -> ChatRequest {
+        let text = cases.first().map_or("", |case| &case.text);
+        let sampling = Sampling { temperature: Some(0.0), max_tokens: Some(64), ..Sampling::default() };
+        ChatRequest { sampling, ..ChatRequest::user(text) }
+    }
+
+    fn answers(&self, response: ChatResponse) -> Result<Vec<Answer>> {
+        if response.choices.is_empty() {
+            return Err(Error::corrupt("score labels", "the response has no choice"));
+        }
+        Ok(vec![Answer { text: response.text().trim().to_owned(), confidence: None, scores: Vec::new() }])
+    }
+
+    fn score(&self, case: &LabelCase, answer: &str) -> f64 {
+        LabelScorer.score(case, answer)
+    }
+
+    fn show<'a>(&self, case: &'a LabelCase) -> Shown<'a> {
+        LabelScorer.show(case)
     }
 }
 

@@ -15,5 +15,7 @@ mod embedder;
 mod evaluation;
 #[cfg(feature = "decoder")]
 mod mutated;
+#[cfg(all(feature = "classifier", feature = "decoder", feature = "evaluation"))]
+mod plan_set;
 #[cfg(feature = "decoder")]
 mod source;

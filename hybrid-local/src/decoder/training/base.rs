@@ -3,13 +3,11 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    fs::File,
-    io::Read,
     path::{Path, PathBuf},
 };
 
 use candle_core::{Device, Var};
-use hybrid_core::{Digest, Error, Hasher, Result};
+use hybrid_core::{Digest, Error, Result};
 
 use crate::{
     decoder::{
@@ -17,7 +15,7 @@ use crate::{
         files::{Stored, Weights},
     },
     device::tensor_error,
-    files::io_error,
+    files::{digest, io_error},
 };
 
 /// The files that make the model at `path`, a folder or a GGUF file, what it is, by name, in order.
@@ -41,19 +39,7 @@ pub(in crate::decoder) fn files_of(path: &Path) -> Result<BTreeMap<String, PathB
 
 /// The SHA-256 of each of a model's files, by name.
 pub(in crate::decoder) fn digests(path: &Path) -> Result<BTreeMap<String, Digest>> {
-    files_of(path)?.into_iter().map(|(name, path)| Ok((name, digest(&path)?))).collect()
-}
-
-fn digest(path: &Path) -> Result<Digest> {
-    let fail = |error| io_error("read base model", path, error);
-    let mut file = File::open(path).map_err(fail)?;
-    let (mut hasher, mut buffer) = (Hasher::new(), vec![0u8; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).map_err(fail)? {
-            0 => return Ok(hasher.finish()),
-            read => hasher.update(&buffer[..read]),
-        }
-    }
+    files_of(path)?.into_iter().map(|(name, path)| Ok((name, digest("read base model", &path)?))).collect()
 }
 
 /// Weights of which chosen tensors become variables as they are read.

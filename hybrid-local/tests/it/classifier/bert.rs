@@ -24,7 +24,7 @@ fn fixture(family: &str) -> PathBuf {
 }
 
 /// A plan with `family`'s encoder as its base.
-pub(super) fn bert_plan(method: &str, family: &str, dataset: DatasetRef, settings: Value) -> TrainPlan {
+pub(crate) fn bert_plan(method: &str, family: &str, dataset: DatasetRef, settings: Value) -> TrainPlan {
     TrainPlan { base: Some(BaseModel::Folder(fixture(family))), ..plan(method, dataset, settings) }
 }
 

@@ -1,7 +1,7 @@
 //! The text classifier: trained, written, loaded, asked.
 
 mod bakery;
-mod bert;
+pub(crate) mod bert;
 mod contracts;
 mod hashed;
 #[cfg(feature = "decoder")]

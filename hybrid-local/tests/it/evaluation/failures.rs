@@ -168,6 +168,7 @@ fn options_out_of_range_are_refused_by_name() {
         (EvaluatorOptions { alpha: f64::NAN, ..default() }, "alpha"),
         (EvaluatorOptions { alpha: 0.6, ..default() }, "alpha"),
         (EvaluatorOptions { resamples: 999, ..default() }, "resamples"),
+        (EvaluatorOptions { candidates: 0, ..default() }, "candidates"),
         (EvaluatorOptions { min_slice: 0, ..default() }, "min_slice"),
         (EvaluatorOptions { batch: 0, ..default() }, "batch"),
         (EvaluatorOptions { concurrency: 0, ..default() }, "concurrency"),

@@ -5,7 +5,9 @@ use hybrid_core::{
     memory::ScriptedBackend,
     task::{Chat, ChatResponse, Message},
 };
-use hybrid_local::evaluation::{Contender, Evaluator, EvaluatorOptions, GoldenSet, Report, TextScorer};
+use hybrid_local::evaluation::{
+    ChatLabelScorer, Contender, Evaluator, EvaluatorOptions, GoldenSet, Report, TextScorer,
+};
 
 use super::{context, manifest};
 
@@ -50,6 +52,23 @@ fn full(i: usize) -> String {
 /// Three of four words.
 fn half(i: usize) -> String {
     format!("rye {i} and oats")
+}
+
+#[tokio::test]
+async fn a_chat_model_that_answers_labels_is_scored_as_classifiers_are() {
+    let golden = super::golden(40);
+    let answer = |i: usize| if i < 30 { format!(" {}\n", super::right(i)) } else { "I would say an order".to_owned() };
+    let answers = (0..40).map(|i| Ok(ChatResponse::one(Message::assistant(answer(i)))));
+    let candidate = ScriptedBackend::<Chat>::new("new", answers);
+    let options = EvaluatorOptions { concurrency: 1, ..EvaluatorOptions::default() };
+    let evaluator = Evaluator::new(ChatLabelScorer, options).unwrap();
+    let report = evaluator.evaluate(&context(), &golden, Contender::new(&candidate), None, &NoProgress).await.unwrap();
+    assert_eq!((&*report.metric, report.candidate.score.value), ("accuracy", 0.75));
+    let asked = candidate.asked();
+    assert_eq!(
+        (asked.len(), asked[0].messages[0].text(), asked[0].sampling.temperature),
+        (40, "case 0".to_owned(), Some(0.0))
+    );
 }
 
 #[tokio::test]

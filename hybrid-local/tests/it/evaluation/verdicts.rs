@@ -231,6 +231,19 @@ async fn every_reason_against_a_candidate_is_given() {
 }
 
 #[tokio::test]
+async fn the_best_of_several_has_to_be_better_by_more_than_luck() {
+    let golden = golden(400);
+    // Six fixes and no regression: p = 1/32.
+    let (candidate, incumbent) = (Table::new("new", 400, right), Table::wrong_on("old", 400, |i| i < 6));
+    for (candidates, promoted) in [(1, true), (2, false)] {
+        let options = EvaluatorOptions { candidates, ..EvaluatorOptions::default() };
+        let report = judge(options, &golden, &candidate, Some(&incumbent)).await.unwrap();
+        assert_eq!(report.verdict == Verdict::Promote, promoted, "{}", report.reason);
+        assert_eq!(report.reason.contains("as the best of 2 it needs p < 0.0250"), !promoted, "{}", report.reason);
+    }
+}
+
+#[tokio::test]
 async fn a_report_depends_on_nothing_but_its_input() {
     let golden = golden(400);
     let clock = ManualClock::default();

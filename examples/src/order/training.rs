@@ -8,14 +8,17 @@ use hybrid_core::{
     ArtifactStore, ArtifactStoreExt, DatasetName, DatasetRef, Error, ErrorKind, JobKind, Key, ModelName, Result,
     SystemIds, TenantId,
 };
+use hybrid_local::plan_set::PlanVariant;
 use hybrid_sync::job::{self, Job};
 
+use super::read_json;
 use crate::{
     aside::set_aside,
+    judging::{GoldenRef, store_golden},
     locations::Locations,
     log::say,
     site::Site,
-    train_job::{GoldenRef, TrainJob, store_golden},
+    train_job::TrainJob,
 };
 
 /// Orders a training over all judgments so far. A kitchen carries it out whenever it is there.
@@ -31,20 +34,29 @@ pub struct Args {
     /// The golden set that the new version is judged on: JSON Lines of text and label, none of them among the judgments.
     #[arg(long)]
     pub golden: PathBuf,
+    /// A file with a set of plans in the place of the default one, of which the best is published with the table of all:
+    /// [{"name": "small", "method": "hashed-text", "hyperparameters": {"dimension": 8}}, …].
+    #[arg(long, value_name = "FILE")]
+    pub plans: Option<PathBuf>,
 }
 
 /// Orders a training and says which job it is.
 ///
 /// # Errors
-/// As [`training`], and those of the golden set.
+/// As [`submit`], and those of the golden set and the file of plans.
 pub async fn run(args: Args) -> Result<()> {
     let site = Site::open(&args.locations).await?;
     let golden = store_golden(&*site.store(), &TenantId::single(), &args.golden).await?;
-    let (job, TrainJob { plan, version, .. }) = training(&site, args.model, golden).await?;
+    let variants = args.plans.as_deref().map_or_else(|| Ok(Vec::new()), read_json)?;
+    let (job, TrainJob { plan, variants, version, .. }) = submit(&site, args.model, golden, variants).await?;
+    let of = match variants.len() {
+        0 => String::new(),
+        plans => format!(" by the best of {plans} plans"),
+    };
     say(
         std::io::stdout(),
         format_args!(
-            "job {} trains version {version} of {} on {} segments of judgments; its result will be t/{}/jobs/{}/result in the bucket",
+            "job {} trains version {version} of {}{of} on {} segments of judgments; its result will be t/{}/jobs/{}/result in the bucket",
             job.id,
             plan.model,
             plan.dataset.segments.len(),
@@ -55,11 +67,16 @@ pub async fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Sends a training job over all judgments that lie in the bucket now, but those that were set aside.
+/// Sends a training job by the default plan, or by a set of `variants`, over all judgments that lie in the bucket now, but those that were set aside.
 ///
 /// # Errors
 /// [`NotFound`](ErrorKind::NotFound) if there are no judgments; those of bucket and queue.
-pub async fn training(site: &Site, model: ModelName, golden: GoldenRef) -> Result<(Job, TrainJob)> {
+pub async fn submit(
+    site: &Site,
+    model: ModelName,
+    golden: GoldenRef,
+    variants: Vec<PlanVariant>,
+) -> Result<(Job, TrainJob)> {
     let (store, tenant, ids) = (site.store(), TenantId::single(), SystemIds::default());
     let aside = set_aside(&*store, &tenant, &model).await?;
     let mut dataset = DatasetRef::fix(&*store, &tenant, &DatasetName::new(model.as_str())?).await?;
@@ -69,7 +86,7 @@ pub async fn training(site: &Site, model: ModelName, golden: GoldenRef) -> Resul
         return Err(Error::not_found("order training", message).with("dataset", dataset.name));
     }
     let version = claim_version(&*store, &tenant, &model).await?;
-    let order = TrainJob::new(model, version, dataset, golden);
+    let order = TrainJob { variants, ..TrainJob::new(model, version, dataset, golden) };
     let job = Job::new(&ids, &*site.clock(), tenant, JobKind::new("train")?, &order)?;
     job::submit(&*site.queue().await?.jobs, &*store, &job).await?;
     Ok((job, order))
