@@ -1,6 +1,12 @@
 //! Work over files of rows: which models the kitchen asks, and where vectors go.
 
-use std::{fmt, marker::PhantomData, path::PathBuf, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    marker::PhantomData,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use clap::Args;
@@ -114,7 +120,7 @@ impl Batches {
     }
 }
 
-fn open_index(site: &Site, schema: &PathBuf) -> Result<Arc<dyn VectorIndex>> {
+fn open_index(site: &Site, schema: &Path) -> Result<Arc<dyn VectorIndex>> {
     let bytes = std::fs::read(schema).map_err(|error| io("read schema of index", schema, error))?;
     let schema: VectorSchema = serde_json::from_slice(&bytes).map_err(|error| {
         let message =

@@ -97,6 +97,7 @@ impl JobHandler for EvaluateHandler {
             requirements: candidate.manifest.requirements.clone(),
             incumbent: incumbent.as_ref().map(|incumbent| (incumbent.digest, &incumbent.backend)),
             candidates: 1,
+            plan: None,
         };
         let report = judging.report(cx).await?;
         let other = incumbent.as_ref().map_or_else(|| "nothing".to_owned(), |incumbent| incumbent.digest.to_string());

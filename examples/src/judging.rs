@@ -4,8 +4,8 @@ use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use hybrid_core::{
-    ArtifactStore, ArtifactStoreExt, CallContext, Digest, InferenceBackend, Key, Progress, ReadOptions, Requirements,
-    Result, Task, TenantId,
+    ArtifactStore, ArtifactStoreExt, CallContext, Digest, InferenceBackend, Key, Progress, ProgressEvent, ProgressFn,
+    ReadOptions, Requirements, Result, Task, TenantId,
 };
 use hybrid_local::evaluation::{
     ChatLabelScorer, Contender, Evaluator, EvaluatorOptions, GoldenSet, LabelScorer, Report, Scorer, TextScorer,
@@ -60,6 +60,8 @@ pub struct Judging<'a> {
     pub incumbent: Option<(Digest, &'a Loaded)>,
     /// Of how many candidates the best is taken.
     pub candidates: usize,
+    /// The plan of several that made the candidate: progress carries its name.
+    pub plan: Option<&'a str>,
 }
 
 impl Judging<'_> {
@@ -69,7 +71,16 @@ impl Judging<'_> {
     /// Those of the evaluator; [`Unsupported`](hybrid_core::ErrorKind::Unsupported) for an incumbent of another task.
     pub async fn report(self, cx: &JobContext) -> Result<Report> {
         let call = cx.call()?;
-        let progress = Arc::clone(&cx.progress);
+        let progress: Arc<dyn Progress> = match self.plan {
+            None => Arc::clone(&cx.progress),
+            Some(plan) => {
+                let (inner, plan) = (Arc::clone(&cx.progress), plan.to_owned());
+                let named = move |event: ProgressEvent| {
+                    inner.report(ProgressEvent { stage: format!("{} {plan}", event.stage), ..event });
+                };
+                Arc::new(ProgressFn(named))
+            }
+        };
         match self.candidate {
             Loaded::Classify(backend) => {
                 let incumbent = self.against(Loaded::classifier)?;

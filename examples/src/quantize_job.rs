@@ -1,6 +1,9 @@
 //! Making a model smaller: a GGUF file of a folder on the kitchen's machine, measured against the folder, and refused if it lost too much.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
@@ -80,7 +83,7 @@ impl QuantizeHandler {
     }
 
     /// Makes the file, unless an earlier attempt has made it and it is still there.
-    async fn make(&self, cx: &JobContext, job: &QuantizeJob, source: &PathBuf, target: &PathBuf) -> Result<Quantized> {
+    async fn make(&self, cx: &JobContext, job: &QuantizeJob, source: &Path, target: &Path) -> Result<Quantized> {
         let key = cx.effect_key("made")?;
         match cx.store.get(&key).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {}

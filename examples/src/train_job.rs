@@ -312,6 +312,7 @@ impl TrainHandler {
             requirements: trained.candidate.requirements.clone(),
             incumbent: incumbent.map(|incumbent| (incumbent.digest, &incumbent.backend)),
             candidates: job.variants.len().max(1),
+            plan: Some(&*trained.name).filter(|_| !job.variants.is_empty()),
         };
         judging.report(cx).await
     }

@@ -151,7 +151,7 @@ async fn of_a_set_of_plans_the_best_is_published_with_the_table_of_all() {
     assert_eq!(outcome.verdict.verdict, Verdict::Promote, "{outcome:?}");
     let stages: Vec<String> = seen.lock().unwrap().iter().map(|event| event.stage.clone()).collect();
     assert!(
-        ["train small (1 of 5)", "train decoder (4 of 5)", "evaluate", "publish"]
+        ["train small (1 of 5)", "train decoder (4 of 5)", "evaluate small", "publish"]
             .iter()
             .all(|stage| stages.iter().any(|it| it == stage)),
         "{stages:?}"

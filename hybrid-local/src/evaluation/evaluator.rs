@@ -21,6 +21,7 @@ pub struct EvaluatorOptions {
     pub alpha: f64,
     /// How many candidates are judged for one place, of which the best is taken; at least 1. To be called better one has to be so at `alpha` divided by
     /// this (Bonferroni), so that the luckiest of several is not taken for the best.
+    /// The interval of a first version, which is compared with no other, is not adjusted.
     pub candidates: usize,
     /// The seed of the bootstrap. Right-or-wrong metrics draw no random numbers.
     pub seed: u64,
