@@ -8,9 +8,9 @@ use std::{
 };
 
 use hybrid_core::{
-    ArtifactStoreExt, BaseModel, Cancellation, ChannelName, Clock, DatasetRef, Document, ErrorKind, FileId, Files,
-    JobKind, Judgment, JudgmentId, Key, ModelName, NewFile, ProgressEvent, ProgressFn, SeededIds, Segment, SystemClock,
-    SystemIds, TenantId, Timestamp, VectorIndex, VectorSchema, Verdict, WriterId, segment_key, vector::Metric,
+    ArtifactStoreExt, Cancellation, ChannelName, DatasetRef, Document, ErrorKind, FileId, Files, JobKind, Judgment,
+    JudgmentId, Key, ModelName, NewFile, ProgressEvent, ProgressFn, SeededIds, Segment, SystemClock, SystemIds,
+    TenantId, Timestamp, VectorIndex, VectorSchema, Verdict, WriterId, segment_key, vector::Metric,
 };
 use hybrid_examples::{
     evaluate_job::{EvaluateHandler, EvaluateJob},
