@@ -24,12 +24,12 @@ where
     lines.with_ansi(std::io::stderr().is_terminal()).with_filter(filter)
 }
 
-/// Ends a program: an error is told in one line.
+/// Ends a program: an error is told in one line, with what another side said of it. Log lines have that [withheld](hybrid_core::Error#what-others-said).
 pub fn end(done: Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(std::io::stderr(), format_args!("error: {error}"));
+            say(std::io::stderr(), format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

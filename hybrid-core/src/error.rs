@@ -9,6 +9,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// the underlying cause. Callers act on [`kind`](Error::kind), [`is_temporary`](Error::is_temporary) and
 /// [`retry_after`](Error::retry_after); nobody parses text.
 ///
+/// # What others said
+/// The words of another side, such as the answer of a server that refuses a prompt, may quote what it was sent. They are attached as
+/// [quotes](Error::quote). `{}` and `{:?}`, and so every log line, have `[withheld]` in their place; `{:#}` and `{:#?}` have them, for whoever may
+/// read what customers write.
+///
 /// ```
 /// use hybrid_core::{Error, ErrorKind};
 ///
@@ -22,11 +27,23 @@ struct Inner {
     kind: ErrorKind,
     operation: &'static str,
     message: Cow<'static, str>,
-    context: Vec<(&'static str, String)>,
+    message_is_quote: bool,
+    context: Vec<Fact>,
     retry_after: Option<Duration>,
     in_doubt: bool,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    source_is_quote: bool,
 }
+
+/// A thing that an error is about.
+struct Fact {
+    name: &'static str,
+    value: String,
+    is_quote: bool,
+}
+
+/// What stands for words that are not shown.
+const WITHHELD: &str = "[withheld]";
 
 /// What a caller can do about an [`Error`]: a kind exists only where callers act on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,17 +92,41 @@ impl Error {
             kind,
             operation,
             message: message.into(),
+            message_is_quote: false,
             context: Vec::new(),
             retry_after: None,
             in_doubt: false,
             source: None,
+            source_is_quote: false,
         }))
     }
 
     /// Names a thing that the error is about, such as `("key", key)`.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl fmt::Display) -> Self {
-        self.0.context.push((name, value.to_string()));
+        self.0.context.push(Fact { name, value: value.to_string(), is_quote: false });
+        self
+    }
+
+    /// Keeps what another side said under a name, such as `("server_says", text)`. See [what others said](Error#what-others-said).
+    ///
+    /// ```
+    /// use hybrid_core::Error;
+    ///
+    /// let error = Error::unavailable("chat", "the server failed").with("status", 500).quote("server_says", "cannot read 'two loaves'");
+    /// assert_eq!(error.to_string(), "chat: the server failed (status: 500, server_says: [withheld])");
+    /// assert_eq!(format!("{error:#}"), "chat: the server failed (status: 500, server_says: cannot read 'two loaves')");
+    /// ```
+    #[must_use]
+    pub fn quote(mut self, name: &'static str, value: impl fmt::Display) -> Self {
+        self.0.context.push(Fact { name, value: value.to_string(), is_quote: true });
+        self
+    }
+
+    /// Says that the message is in the words of another side, as [`quote`](Self::quote) does of a value.
+    #[must_use]
+    pub fn quoting(mut self) -> Self {
+        self.0.message_is_quote = true;
         self
     }
 
@@ -93,6 +134,15 @@ impl Error {
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
+        self.0.source_is_quote = false;
+        self
+    }
+
+    /// Attaches an underlying cause whose text may quote what another side sent, such as a parser's of its answer. See [`quote`](Self::quote).
+    #[must_use]
+    pub fn with_quoted_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self.0.source_is_quote = true;
         self
     }
 
@@ -141,7 +191,7 @@ impl Error {
 
     /// The value recorded for `name`, if any.
     pub fn context(&self, name: &str) -> Option<&str> {
-        self.0.context.iter().find(|(n, _)| *n == name).map(|(_, value)| value.as_str())
+        self.0.context.iter().find(|fact| fact.name == name).map(|fact| fact.value.as_str())
     }
 
     /// Whether the same call may succeed later without anyone changing anything.
@@ -195,29 +245,70 @@ constructors! {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.0.operation, self.0.message)?;
-        for (i, (name, value)) in self.0.context.iter().enumerate() {
+        let whole = f.alternate();
+        let shown = |is_quote: bool| whole || !is_quote;
+        let message = if shown(self.0.message_is_quote) { &self.0.message } else { WITHHELD };
+        write!(f, "{}: {message}", self.0.operation)?;
+        for (i, Fact { name, value, is_quote }) in self.0.context.iter().enumerate() {
+            let value = if shown(*is_quote) { value } else { WITHHELD };
             write!(f, "{}{name}: {value}", if i == 0 { " (" } else { ", " })?;
         }
         if !self.0.context.is_empty() {
             f.write_str(")")?;
         }
-        if let Some(source) = &self.0.source {
-            write!(f, ": {source}")?;
+        match &self.0.source {
+            Some(_) if !shown(self.0.source_is_quote) => write!(f, ": {WITHHELD}"),
+            // A cause of the same kind keeps its own quotes to itself in the same way.
+            Some(source) if whole => write!(f, ": {source:#}"),
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {self}", self.0.kind)
+        match f.alternate() {
+            true => write!(f, "{:?}: {self:#}", self.0.kind),
+            false => write!(f, "{:?}: {self}", self.0.kind),
+        }
     }
 }
 
 impl StdError for Error {
     // The cause is part of the message already, so a reporter that walks the chain starts below it.
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_ref().and_then(|source| source.source())
+        let source = self.0.source.as_ref().filter(|_| !self.0.source_is_quote);
+        source.and_then(|source| source.source())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_side_said_is_shown_to_whoever_asks_for_it_alone() {
+        let inner = Error::new(ErrorKind::InvalidInput, "infer", "canary 1".to_owned()).quoting();
+        let middle = Error::corrupt("read answer", "not JSON").quote("text", "canary 2").with_source(inner);
+        let error = Error::unavailable("chat", "failed").with("status", 500).with_source(middle);
+        assert_eq!(
+            error.to_string(),
+            "chat: failed (status: 500): read answer: not JSON (text: [withheld]): infer: [withheld]"
+        );
+        assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+        assert_eq!(
+            format!("{error:#}"),
+            "chat: failed (status: 500): read answer: not JSON (text: canary 2): infer: canary 1"
+        );
+        assert!(format!("{error:#?}").contains("canary 2"));
+    }
+
+    #[test]
+    fn a_quoted_cause_is_in_no_chain_of_causes() {
+        let cause = std::io::Error::other(std::io::Error::other("canary"));
+        let error = Error::corrupt("read answer", "not JSON").with_quoted_source(cause);
+        assert_eq!(error.to_string(), "read answer: not JSON: [withheld]");
+        assert!(StdError::source(&error).is_none() && format!("{error:#}").ends_with("canary"));
     }
 }

@@ -55,6 +55,7 @@ pub trait Task: Debug + Send + Sync + 'static {
 ///   no `Done` comes before or after it. Folding its deltas gives what `infer` would have returned.
 /// - Every reply names the backend and the model version that made it, and meters what it used. Nothing is cut or downgraded
 ///   without a [`Note`] in the reply's [`ReplyMeta::notes`].
+/// - What a server says of a failure may quote the request: it goes into the error as a [quote](crate::Error#what-others-said), which logs withhold.
 ///
 /// # Cancel safety
 /// Dropping the future or the stream stops the work as soon as the backend can; nothing else needs to be done.

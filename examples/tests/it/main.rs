@@ -18,6 +18,8 @@ mod kitchen_jobs;
 mod policy;
 mod programs;
 mod quickstart;
+#[path = "../../../hybrid-core/tests/support/small_disk.rs"]
+mod small_disk;
 mod surface;
 #[cfg(feature = "telemetry")]
 mod telemetry;

@@ -24,6 +24,8 @@ use tokio::{
     process::{Child, Command},
 };
 
+use crate::small_disk::SmallDisk;
+
 fn program(path: &str, arguments: &[&str], site: &Path) -> Command {
     let mut command = Command::new(path);
     command.args(arguments).arg("--site").arg(site).kill_on_drop(true);
@@ -229,63 +231,17 @@ async fn a_job_that_fails_too_often_is_told_to_stand_still_and_an_operator_decid
     assert_eq!(dead(&["redrive", &message(lines[0])]).await, (false, "0 of 1 went back to the queue\n".to_owned()));
 }
 
-/// A disk of a few mebibytes over a folder, where the system lets this user mount it.
-struct SmallDisk<'a> {
-    folder: &'a Path,
-    /// What lets this user: nothing for root, `sudo` for whoever needs no password for it.
-    by: &'static [&'static str],
-}
-
-impl<'a> SmallDisk<'a> {
-    /// `None` where it cannot be mounted, unless `HYBRID_NO_SKIPS` says that nothing may be skipped.
-    async fn mount(folder: &'a Path) -> Option<Self> {
-        let mut why = Vec::new();
-        for by in [&[] as &[_], &["sudo", "-n"]] {
-            let mut mount = by_way_of(by, "mount");
-            match mount.args(["-t", "tmpfs", "-o", "size=4m,mode=1777", "tmpfs"]).arg(folder).output().await {
-                Ok(output) if output.status.success() => return Some(Self { folder, by }),
-                other => why.push(other),
-            }
-        }
-        assert!(std::env::var_os("HYBRID_NO_SKIPS").is_none(), "no small disk can be mounted: {why:?}");
-        println!("skipped: no small disk can be mounted: {why:?}");
-        None
-    }
-
-    async fn grow(&self) {
-        let mut mount = by_way_of(self.by, "mount");
-        assert!(mount.args(["-o", "remount,size=64m"]).arg(self.folder).status().await.unwrap().success());
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        let _ = by_way_of(self.by, "umount").arg("-l").arg(self.folder).as_std_mut().status();
-    }
-}
-
-fn by_way_of(by: &[&str], program: &str) -> Command {
-    match by {
-        [first, rest @ ..] => {
-            let mut command = Command::new(first);
-            command.args(rest).arg(program);
-            command
-        }
-        [] => Command::new(program),
-    }
-}
-
 #[tokio::test]
 async fn a_full_disk_ends_the_quickstart_with_the_reason_and_it_goes_on_once_there_is_space() {
     let site = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(site.path()).await else { return };
+    let Some(disk) = SmallDisk::mount(site.path(), 4) else { return };
     let run = program(env!("CARGO_BIN_EXE_quickstart"), &["--json"], site.path()).output();
     let full = tokio::time::timeout(Duration::from_secs(60), run).await.expect("it does not end").unwrap();
     let said = String::from_utf8_lossy(&full.stderr).into_owned();
     let error = said.lines().rfind(|line| line.starts_with("error: ")).unwrap_or_default();
     assert!(!full.status.success() && error.contains("free space"), "{said}");
 
-    disk.grow().await;
+    disk.grow(64);
     let run = program(env!("CARGO_BIN_EXE_quickstart"), &["--json"], site.path()).output().await.unwrap();
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
 }

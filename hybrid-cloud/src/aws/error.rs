@@ -31,6 +31,8 @@ where
         ours = ours.with_retry_after(wait);
     }
     match said(&error) {
+        // Of what is wrong with a request, a service's words may quote the request.
+        Some(text) if matches!(kind, ErrorKind::InvalidInput | ErrorKind::TooLarge) => ours.with_quoted_source(text),
         Some(text) => ours.with_source(text),
         None => ours,
     }

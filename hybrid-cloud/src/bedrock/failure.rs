@@ -21,6 +21,8 @@ pub(super) struct Failure {
     pub(super) kind: ErrorKind,
     pub(super) retry: Retry,
     pub(super) message: Cow<'static, str>,
+    /// The message is in the provider's words, which may quote what it was sent.
+    pub(super) quotes: bool,
     /// The provider's name for it, such as `ThrottlingException`.
     pub(super) code: Option<String>,
     pub(super) retry_after: Option<Duration>,
@@ -29,6 +31,9 @@ pub(super) struct Failure {
     pub(super) context: Vec<(&'static str, String)>,
     pub(super) source: Option<Source>,
 }
+
+/// What the model behind Bedrock said, as the context has it.
+const ORIGINAL: &str = "original_message";
 
 /// What each of the provider's codes means here. The waits behind each [`Retry`] are the policy's.
 const CODES: &[(&str, ErrorKind, Retry)] = &[
@@ -93,7 +98,17 @@ fn judge(code: Option<&str>, status: Option<u16>) -> (ErrorKind, Retry) {
 impl Failure {
     fn new(kind: ErrorKind, retry: Retry, message: impl Into<Cow<'static, str>>) -> Self {
         let message = message.into();
-        Self { kind, retry, message, code: None, retry_after: None, in_doubt: false, context: Vec::new(), source: None }
+        Self {
+            kind,
+            retry,
+            message,
+            quotes: false,
+            code: None,
+            retry_after: None,
+            in_doubt: false,
+            context: Vec::new(),
+            source: None,
+        }
     }
 
     /// The provider sent what is no answer.
@@ -212,6 +227,11 @@ impl Failure {
             (kind, retry) = (ErrorKind::InvalidInput, Retry::Never);
         }
         let mut failure = Self::new(kind, retry, message.trim_end_matches('.').to_owned());
+        // Who may not call, calls too often or calls what is not there hears of that alone; anything else may quote the prompt.
+        failure.quotes = !matches!(
+            kind,
+            ErrorKind::PermissionDenied | ErrorKind::RateLimited | ErrorKind::NotFound | ErrorKind::AlreadyExists
+        );
         failure.code = code.map(str::to_owned);
         if code == Some("ServiceQuotaExceededException") {
             failure.retry_after = Some(Duration::from_secs(60));
@@ -219,7 +239,7 @@ impl Failure {
         for (name, value) in [
             ("status", status.map(|status| status.to_string())),
             ("original_status", original.map(|status| status.to_string())),
-            ("original_message", text("originalMessage").map(str::to_owned)),
+            (ORIGINAL, text("originalMessage").map(str::to_owned)),
             ("resource", text("resourceName").map(str::to_owned)),
         ] {
             if let Some(value) = value {
@@ -231,8 +251,11 @@ impl Failure {
 
     /// The only way out: nobody outside the adapter sees the SDK's errors.
     pub(super) fn into_error(self, operation: &'static str) -> Error {
-        let Self { kind, retry: _, message, code, retry_after, in_doubt, context, source } = self;
+        let Self { kind, retry: _, message, quotes, code, retry_after, in_doubt, context, source } = self;
         let mut error = Error::new(kind, operation, message);
+        if quotes {
+            error = error.quoting();
+        }
         if in_doubt {
             error = error.in_doubt();
         }
@@ -240,12 +263,14 @@ impl Failure {
             error = error.with("code", code);
         }
         for (name, value) in context {
-            error = error.with(name, value);
+            error = if name == ORIGINAL { error.quote(name, value) } else { error.with(name, value) };
         }
         if let Some(wait) = retry_after {
             error = error.with_retry_after(wait);
         }
         match source {
+            // Whoever cannot read an answer says what it found in it.
+            Some(source) if kind == ErrorKind::Corrupt => error.with_quoted_source(source),
             Some(source) => error.with_source(source),
             None => error,
         }

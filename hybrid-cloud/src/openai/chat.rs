@@ -85,7 +85,8 @@ impl Asked {
 
     /// The deltas of one JSON text, a whole answer or a chunk of one.
     fn read(&self, reader: &mut AnswerReader, json: &[u8]) -> Result<Vec<ChatDelta>> {
-        let unfit = |error| Error::corrupt(CHAT, "the server's answer is not in the API's form").with_source(error);
+        let unfit =
+            |error| Error::corrupt(CHAT, "the server's answer is not in the API's form").with_quoted_source(error);
         let mut chunk: Chunk = serde_json::from_slice(json).map_err(unfit)?;
         if let Some(error) = chunk.error.take().filter(|error| !error.is_null()) {
             return Err(broken_off(CHAT, &error));

@@ -41,7 +41,7 @@ impl InferenceBackend<Embed> for OpenAiCompatible {
         let response = self.inner.http.post(cx, EMBED, "embeddings", fill).await?;
         let body = self.inner.http.body(cx, EMBED, response).await?;
         let list: EmbeddingList = serde_json::from_slice(&body).map_err(|error| {
-            Error::corrupt(EMBED, "the server's answer is not in the API's form").with_source(error)
+            Error::corrupt(EMBED, "the server's answer is not in the API's form").with_quoted_source(error)
         })?;
         let usage = list.usage.as_ref().map(|used| Usage { input_tokens: used.prompt_tokens, ..Usage::default() });
         let mut embeddings = read(list, asked, dimensions)?;

@@ -76,7 +76,7 @@ fn refused(operation: &'static str, status: Option<u16>, object: &ErrorObject) -
     }
     // The words of a server that knows its caller may quote the key.
     if kind != ErrorKind::PermissionDenied && !object.message.is_empty() {
-        error = error.with("server_says", shorten(&object.message, 300));
+        error = error.quote("server_says", shorten(&object.message, 300));
     }
     error
 }

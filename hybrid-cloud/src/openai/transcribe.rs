@@ -46,8 +46,9 @@ impl InferenceBackend<Transcribe> for OpenAiCompatible {
         };
         let response = self.inner.http.post(cx, TRANSCRIBE, path, fill).await?;
         let body = self.inner.http.body(cx, TRANSCRIBE, response).await?;
-        let unfit =
-            |error| Error::corrupt(TRANSCRIBE, "the server's answer is not in the API's form").with_source(error);
+        let unfit = |error| {
+            Error::corrupt(TRANSCRIBE, "the server's answer is not in the API's form").with_quoted_source(error)
+        };
         let mut value: Value = serde_json::from_slice(&body).map_err(unfit)?;
         if let Some(error) = value.get_mut("error").map(Value::take).filter(|error| !error.is_null()) {
             return Err(broken_off(TRANSCRIBE, &error));

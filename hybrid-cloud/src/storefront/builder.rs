@@ -3,15 +3,15 @@
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use hybrid_core::{
-    Clock, DataPolicy, DatasetName, Error, Files, IdSource, InferenceBackend, JobKind, Jobs, JudgmentSink, Result,
-    SystemClock, SystemIds, TenantId,
+    Clock, CollectionName, DataPolicy, DatasetName, Error, Files, IdSource, InferenceBackend, JobKind, Jobs,
+    JudgmentSink, RecordStore, Result, SystemClock, SystemIds, TenantId, VectorIndex,
     task::{Chat, Classify, Embed, GenerateImage, Transcribe},
 };
 
 use super::{
     Storefront,
     audit::{Audit, AuditOptions, AuditSink},
-    front::{Check, Front, Model, Offer, Ports},
+    front::{Backend, Check, Front, Model, Offer, Ports},
     identity::Authenticator,
     quota::{Budget, QuotaOf, Quotas, TenantQuota},
 };
@@ -36,6 +36,8 @@ pub struct StorefrontBuilder {
     judgments: Option<(Arc<dyn JudgmentSink>, DatasetName)>,
     jobs: Option<(Arc<dyn Jobs>, BTreeSet<JobKind>)>,
     files: Option<Files>,
+    vectors: Option<(Arc<dyn VectorIndex>, Option<String>)>,
+    records: Option<(Arc<dyn RecordStore>, BTreeSet<CollectionName>)>,
     checks: Vec<Check>,
 }
 
@@ -161,6 +163,28 @@ impl StorefrontBuilder {
         self
     }
 
+    /// Keeps customers' documents in `index` at `/v1/vectors` and finds the nearest of them. Texts are embedded by the model that is [offered](Self::embed)
+    /// as `embedder`; without one, documents and queries come with their vectors.
+    ///
+    /// The vectors of two models cannot be compared, nor those of two versions of one: give the index a model that stays.
+    #[must_use]
+    pub fn vectors(mut self, index: Arc<dyn VectorIndex>, embedder: Option<&str>) -> Self {
+        self.vectors = Some((index, embedder.map(str::to_owned)));
+        self
+    }
+
+    /// Keeps customers' records in `store` at `/v1/records`, in these collections. Others that the store has are the application's own; whoever may take
+    /// or remove all of a tenant's records does so with those too.
+    #[must_use]
+    pub fn records(
+        mut self,
+        store: Arc<dyn RecordStore>,
+        collections: impl IntoIterator<Item = CollectionName>,
+    ) -> Self {
+        self.records = Some((store, collections.into_iter().collect()));
+        self
+    }
+
     /// Takes judgments with these labels alone. Without this every label that is not blank is taken, a misspelt one too.
     #[must_use]
     pub fn labels(mut self, labels: impl IntoIterator<Item = impl Into<String>>) -> Self {
@@ -266,14 +290,23 @@ impl StorefrontBuilder {
             judgments,
             jobs,
             files,
+            vectors,
+            records,
             checks,
         } = self;
         check_models(&models)?;
-        if models.is_empty() && judgments.is_none() && jobs.is_none() && files.is_none() {
+        let keeps_nothing = judgments.is_none() && files.is_none() && vectors.is_none() && records.is_none();
+        if models.is_empty() && jobs.is_none() && keeps_nothing {
             return Err(Error::invalid(
                 BUILD,
-                "there is nothing to offer; give a model, or a place for judgments, jobs or files",
+                "there is nothing to offer; give a model, or a place for judgments, jobs, files, documents or records",
             ));
+        }
+        if let Some((_, Some(embedder))) = &vectors
+            && !models.iter().any(|model| model.id() == embedder && matches!(model.backend(), Backend::Embed(_)))
+        {
+            let message = "no model that embeds is offered under the name that the index was given";
+            return Err(Error::invalid(BUILD, message).with("model", embedder));
         }
         if labels.as_ref().is_some_and(|labels| labels.is_empty() || labels.iter().any(|label| label.trim().is_empty()))
         {
@@ -305,6 +338,8 @@ impl StorefrontBuilder {
             judgments,
             jobs,
             files,
+            vectors,
+            records,
             checks,
         };
         Ok(Storefront { front: Arc::new(Front::new(ports)) })
@@ -392,6 +427,10 @@ mod tests {
             refused(with_model("m").classify("m", Arc::new(ScriptedBackend::new("other", [])))).contains("model: m")
         );
         assert!(refused(with_model("m").labels([""; 0])).contains("labels"));
+        let schema = hybrid_core::VectorSchema::new(2, hybrid_core::vector::Metric::Cosine).unwrap();
+        let index = Arc::new(hybrid_core::memory::MemoryVectorIndex::new(schema));
+        assert!(with_model("m").vectors(index.clone(), None).build().is_ok());
+        assert!(refused(with_model("m").vectors(index, Some("m"))).contains("model: m"), "it does not embed");
         let limits = StorefrontLimits { connections: 0, ..StorefrontLimits::default() };
         assert!(refused(with_model("m").limits(limits)).contains("limit: connections"));
     }

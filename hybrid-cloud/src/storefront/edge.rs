@@ -70,7 +70,7 @@ pub(super) async fn edge(
         };
         let carrier = AssertUnwindSafe(handled).catch_unwind().await;
         let carrier = carrier.unwrap_or_else(|panic| ApiError::panicked(&*panic).into_response());
-        let response = finish(&edge.request, carrier);
+        let response = finish(&front, &edge.request, carrier);
         let latency_ms = front.clock().monotonic().since(started).as_secs_f64() * 1e3;
         log(response.status(), latency_ms, probe);
         response
@@ -101,13 +101,13 @@ async fn identify(front: &Front, edge: &Edge, headers: &HeaderMap, query: Option
     }
 }
 
-fn finish(request: &RequestId, mut carrier: Response) -> Response {
+fn finish(front: &Front, request: &RequestId, mut carrier: Response) -> Response {
     let mut response = match carrier.extensions_mut().remove::<ApiError>() {
         Some(error) => {
             let code = error.code();
             Span::current().record("code", code).record("quota", error.quota());
-            match error.detail() {
-                Some(detail) if error.status.is_server_error() => tracing::error!(code, %detail, "request failed"),
+            match error.told(front.traces_content()) {
+                Some(detail) if error.status.is_server_error() => tracing::error!(code, detail, "request failed"),
                 // What was wrong with a request may quote what the customer wrote.
                 _ => tracing::debug!(code, "request refused"),
             }

@@ -162,6 +162,22 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, INVALID, "file_not_found", message)
     }
 
+    /// The same for a record that does not exist, one that has expired, and another's.
+    pub(super) fn unknown_record(key: &str) -> Self {
+        let message = format!("there is no record {:?}", shorten(key.to_owned(), 64));
+        Self::new(StatusCode::NOT_FOUND, INVALID, "record_not_found", message)
+    }
+
+    pub(super) fn unknown_collection(name: &str) -> Self {
+        let message = format!("there is no collection {:?} for you", shorten(name.to_owned(), 64));
+        Self::new(StatusCode::NOT_FOUND, INVALID, "collection_not_found", message)
+    }
+
+    /// Somebody else has written first.
+    pub(super) fn conflict(error: &Error) -> Self {
+        Self::new(StatusCode::CONFLICT, INVALID, "conflict", error.public_message())
+    }
+
     /// A range that lies beyond a file's end.
     pub(super) fn range_not_satisfiable(bytes: u64) -> Self {
         let message = format!("the file has {bytes} bytes, and none of them lies in the range");
@@ -214,7 +230,8 @@ impl ApiError {
     pub(super) fn panicked(payload: &(dyn std::any::Any + Send)) -> Self {
         let text =
             payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref::<&str>().copied());
-        Error::internal("serve request", "a handler panicked").with("panic", text.unwrap_or("no message")).into()
+        // The library's own panics quote texts that are sliced in the middle of a character.
+        Error::internal("serve request", "a handler panicked").quote("panic", text.unwrap_or("no message")).into()
     }
 
     /// Puts `lead` before the message.
@@ -226,6 +243,11 @@ impl ApiError {
     /// The cause, which the log alone may see.
     pub(super) fn detail(&self) -> Option<&Error> {
         self.detail.as_deref()
+    }
+
+    /// The cause as the log may see it: with what others said of it, and so perhaps what a customer wrote, where that is `wanted` there.
+    pub(super) fn told(&self, wanted: bool) -> Option<String> {
+        self.detail().map(|detail| if wanted { format!("{detail:#}") } else { detail.to_string() })
     }
 
     pub(super) fn code(&self) -> &'static str {

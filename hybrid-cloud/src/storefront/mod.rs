@@ -33,6 +33,14 @@
 //! | `POST /v1/files` | the OpenAI API's form: `file`, `purpose`, `expires_after`? | its file, once durable |
 //! | `GET /v1/files` | `after`?, `limit`?, `order`?, `purpose`? in the query | its list, the newest first |
 //! | `GET`, `DELETE /v1/files/{id}`, `GET /v1/files/{id}/content` | | its file, that it is gone, its bytes |
+//! | `POST /v1/vectors` | `{"documents": [{"id", "text"?, "embedding"?, "metadata"?}, …]}` | `{"object": "list", "data": [{"object": "vector.document", "id"}, …], "usage"?}` once durable |
+//! | `POST /v1/vectors/query` | `{"text" or "embedding", "k"?, "filter"?}` | `{"object": "list", "data": [{"object": "vector.neighbor", "id", "distance", "metadata"}, …], "usage"?}`, the nearest first |
+//! | `POST /v1/vectors/get`, `…/delete` | `{"ids": […]}` | the documents; that they are gone |
+//! | `GET`, `DELETE /v1/vectors` | | what the index is; that all of the tenant's documents are gone |
+//! | `POST /v1/records/{collection}` | `{"key", "value", "expires_at"?, "if_absent"?, "if_version"?}` | `{"object": "record", "collection", "key", "version"}` once durable |
+//! | `GET /v1/records/{collection}` | `prefix`?, `after`?, `order`?, `limit`? in the query | `{"object": "list", "data": [record, …], "has_more", "next_after"?}` |
+//! | `GET`, `DELETE /v1/records/{collection}/{key}` | | the record; that it is gone |
+//! | `GET`, `DELETE /v1/records` | | all of the tenant's records, one a line, `{"object": "records.end", "records"}` after the last; that all are gone |
 //! | `GET /v1/models`, `GET /v1/models/{id}` | | `{"id", "object": "model", "created", "owned_by", "task", "version", "manifest", "locality"}`, alone or in a list |
 //! | `GET /openapi.json` | | an OpenAPI 3.1 document of these routes, as far as they are offered |
 //! | `GET /healthz` | | 200 while the process is alive |
@@ -87,6 +95,17 @@
 //! requests at work. A file is there once it is whole; what breaks off leaves nothing. A download that fails on its way ends before its announced length.
 //! `DELETE` removes the bytes before it answers. A job names its file as `input_file_id`, and the kitchen reads it from the bucket.
 //!
+//! # Documents
+//! A [`VectorIndex`](hybrid_core::VectorIndex) holds documents of each tenant. A text is embedded by the one model that the index was
+//! [given](StorefrontBuilder::vectors), in a call that is metered, priced and audited as any other, and kept in the metadata field `text` where the
+//! index declares it. What is deleted is in no answer from then on.
+//!
+//! # Records
+//! A [`RecordStore`](hybrid_core::RecordStore) holds a tenant's live data, such as conversations and judgments that await review: JSON under a key, in
+//! one of the collections that are [offered](StorefrontBuilder::records). `if_absent` and `if_version` write under a condition (409 where it does not
+//! hold), `expires_at` ends a record by itself. With the scope [`Admin`](Scope::Admin) a tenant takes everything with it that the store holds of it, other
+//! collections too, or has it removed; the same for its documents.
+//!
 //! # Every request
 //! - Has an `x-request-id`: the client's if it sent one that is a valid [`RequestId`](hybrid_core::RequestId), else a fresh one. Every answer carries it.
 //! - Runs under a [`CallContext`](hybrid_core::CallContext) with tenant, data policy, deadline, the client's W3C `traceparent`, and a cancellation that
@@ -108,10 +127,11 @@
 //! | 401 | `authentication_error` | `missing_credentials`, `invalid_api_key` | there is no token, or it does not hold |
 //! | 403 | `permission_error` | `missing_scope` | the principal lacks the route's [`Scope`] |
 //! | 403 | `permission_error` | `policy_denied` | [`PolicyDenied`](hybrid_core::ErrorKind::PolicyDenied) |
-//! | 404 | `invalid_request_error` | `not_found`, `model_not_found`, `job_not_found`, `file_not_found` | no such route, model, job or file |
+//! | 404 | `invalid_request_error` | `not_found`, `model_not_found`, `job_not_found`, `file_not_found`, `collection_not_found`, `record_not_found` | no such route, model, job, file, collection or record |
 //! | 405 | `invalid_request_error` | `method_not_allowed` | the route has other methods; `allow` lists them |
 //! | 400 | `invalid_request_error` | `invalid_form` | an upload that is no form, or breaks off |
 //! | 408 | `timeout_error` | `body_timeout` | the body did not arrive within the request's time |
+//! | 409 | `invalid_request_error` | `conflict` | a record is not as the request's condition says |
 //! | 413 | `invalid_request_error` | `body_too_large`, `too_large` | over a limit of the storefront, or [`TooLarge`](hybrid_core::ErrorKind::TooLarge) |
 //! | 415 | `invalid_request_error` | `unsupported_media_type`, `unsupported_encoding` | not `application/json`, no form where a form is asked for, or compressed |
 //! | 429 | `rate_limit_error` | `rate_limit_exceeded` | the tenant's requests, tokens or streams are at their [quota](TenantQuota); `x-should-retry: true` |
@@ -150,11 +170,13 @@ mod lambda;
 mod models;
 mod openapi;
 mod quota;
+mod records;
 mod responses;
 mod routes;
 mod serve;
 mod sse;
 mod transcriptions;
+mod vectors;
 
 pub use audit::{
     AuditEntry, AuditFailure, AuditLog, AuditLogOptions, AuditOptions, AuditSink, AuditedModel, Outcome, Verified,

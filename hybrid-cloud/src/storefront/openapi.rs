@@ -11,8 +11,9 @@ use super::{
     classify,
     files::links,
     front::{Admitted, Front},
-    jobs, judgments, models,
+    jobs, judgments, models, records,
     routes::{Route, table},
+    vectors,
 };
 use crate::wire::{
     chat::{Chunk, Completion, CompletionRequest},
@@ -37,11 +38,15 @@ fn describe(front: &Front) -> Value {
     let error = schemas.subschema_for::<ErrorBody>();
     let mut paths = Map::new();
     for (route, _) in table(front) {
-        let (path, parameter) = template(route.path);
+        let (path, parameters) = template(route.path);
         let mut operation = operation(&route, &mut schemas);
-        if let Some(name) = parameter {
-            operation["parameters"] =
-                json!([{ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }]);
+        let in_path = |name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } });
+        let mut parameters: Vec<_> = parameters.into_iter().map(in_path).collect();
+        if let Some(asked) = operation["parameters"].as_array_mut() {
+            parameters.append(asked);
+        }
+        if !parameters.is_empty() {
+            operation["parameters"] = parameters.into();
         }
         operation["responses"]["default"] = json!({
             "description": "An error.",
@@ -69,11 +74,12 @@ fn describe(front: &Front) -> Value {
     })
 }
 
-/// A path as OpenAPI writes it, and the name of its parameter.
-fn template(path: &str) -> (String, Option<String>) {
+/// A path as OpenAPI writes it, and the names of its parameters.
+fn template(path: &str) -> (String, Vec<String>) {
     let path = path.replace("{*", "{");
-    let name = path.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(name, _)| name.to_owned());
-    (path, name)
+    let names = path.split('{').skip(1).filter_map(|rest| rest.split_once('}')).map(|(name, _)| name.to_owned());
+    let names = names.collect();
+    (path, names)
 }
 
 fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Value {
@@ -139,6 +145,46 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         (&Method::GET, "/v1/files/{id}/links") => {
             answers::<links::Links>(schemas, "Answers with a signed link to each part of a file.")
         }
+        (&Method::POST, "/v1/vectors") => posts::<vectors::Upsert, vectors::Upserted>(
+            schemas,
+            "Keeps documents; those with the same ids are replaced.",
+        ),
+        (&Method::POST, "/v1/vectors/query") => {
+            posts::<vectors::Query, vectors::Neighbors>(schemas, "Finds the documents that are nearest.")
+        }
+        (&Method::POST, "/v1/vectors/get") => posts::<vectors::Ids, vectors::Found>(schemas, "Reads documents."),
+        (&Method::POST, "/v1/vectors/delete") => {
+            posts::<vectors::Ids, vectors::Upserted>(schemas, "Removes documents for good.")
+        }
+        (&Method::GET, "/v1/vectors") => answers::<vectors::Index>(schemas, "Tells what the index is."),
+        (&Method::DELETE, "/v1/vectors") => {
+            answers::<vectors::Deleted>(schemas, "Removes all documents of the tenant for good.")
+        }
+        (&Method::POST, "/v1/records/{collection}") => {
+            posts::<records::Put, records::Written>(schemas, "Writes a record, where its condition holds.")
+        }
+        (&Method::GET, "/v1/records/{collection}") => {
+            let mut operation = answers::<records::List>(schemas, "Lists records in the order of their keys.");
+            let number = json!({ "type": "integer", "minimum": 1, "maximum": 100 });
+            let (text, order) = (json!({ "type": "string" }), json!({ "enum": ["asc", "desc"] }));
+            operation["parameters"] =
+                in_query([("prefix", &text), ("after", &text), ("limit", &number), ("order", &order)]);
+            operation
+        }
+        (&Method::GET, "/v1/records/{collection}/{*key}") => answers::<records::Shown>(schemas, "Reads a record."),
+        (&Method::DELETE, "/v1/records/{collection}/{*key}") => {
+            answers::<records::Deleted>(schemas, "Removes a record.")
+        }
+        (&Method::GET, "/v1/records") => {
+            let summary = "Sends all records of the tenant, one a line; the last line says how many there were.";
+            let mut operation = answers::<records::Shown>(schemas, summary);
+            let line = operation["responses"]["200"]["content"]["application/json"].take();
+            operation["responses"]["200"]["content"] = json!({ "application/x-ndjson": line });
+            operation
+        }
+        (&Method::DELETE, "/v1/records") => {
+            answers::<records::Erased>(schemas, "Removes all records of the tenant for good.")
+        }
         (&Method::GET, "/v1/models") => answers::<models::List>(schemas, "Lists the models."),
         (&Method::GET, "/v1/models/{*id}") => answers::<models::Entry>(schemas, "Tells about a model."),
         (&Method::GET, "/healthz") => answers::<Value>(schemas, "Says that the process is alive."),
@@ -189,9 +235,12 @@ fn listing(schemas: &mut SchemaGenerator) -> Value {
     let number = json!({ "type": "integer", "minimum": 1, "maximum": 10_000 });
     let (text, order) = (json!({ "type": "string" }), json!({ "enum": ["asc", "desc"] }));
     let asked = [("after", &text), ("limit", &number), ("order", &order), ("purpose", &text)];
-    operation["parameters"] =
-        asked.map(|(name, schema)| json!({ "name": name, "in": "query", "schema": schema })).into();
+    operation["parameters"] = in_query(asked);
     operation
+}
+
+fn in_query<const N: usize>(asked: [(&str, &Value); N]) -> Value {
+    asked.map(|(name, schema)| json!({ "name": name, "in": "query", "schema": schema })).to_vec().into()
 }
 
 /// What takes a form of the shape `Q`.

@@ -13,7 +13,7 @@ use hybrid_core::task::{Chat, Classify, Embed, GenerateImage, Transcribe};
 
 use super::{
     chat, classify, embeddings, files, front::Front, health, identity::Scope, images, jobs, judgments, models, openapi,
-    responses, transcriptions,
+    records, responses, transcriptions, vectors,
 };
 
 /// A route of a storefront; [`Storefront::routes`](super::Storefront::routes) lists them.
@@ -65,14 +65,29 @@ pub(super) fn table(front: &Front) -> Vec<(Route, MethodRouter<Arc<Front>>)> {
         table.push(write("/v1/files", Scope::Files, files::upload));
         table.push(read("/v1/files", Scope::Files, files::list));
         table.push(read("/v1/files/{id}", Scope::Files, files::get));
-        let route = Route { method: Method::DELETE, path: "/v1/files/{id}", scope: Some(Scope::Files) };
-        table.push((route, delete(files::delete)));
+        table.push(remove("/v1/files/{id}", Scope::Files, files::delete));
         table.push(read("/v1/files/{id}/content", Scope::Files, files::content));
     }
     if front.links_files() {
         table.push(write("/v1/files/links", Scope::Files, files::links::begin));
         table.push(write("/v1/files/{id}/complete", Scope::Files, files::links::complete));
         table.push(read("/v1/files/{id}/links", Scope::Files, files::links::download));
+    }
+    if front.keeps_vectors() {
+        table.push(write("/v1/vectors", Scope::Vectors, vectors::upsert));
+        table.push(read("/v1/vectors", Scope::Vectors, vectors::describe));
+        table.push(remove("/v1/vectors", Scope::Admin, vectors::delete_all));
+        table.push(write("/v1/vectors/query", Scope::Vectors, vectors::query));
+        table.push(write("/v1/vectors/get", Scope::Vectors, vectors::get));
+        table.push(write("/v1/vectors/delete", Scope::Vectors, vectors::delete));
+    }
+    if front.keeps_records() {
+        table.push(write("/v1/records/{collection}", Scope::Records, records::put));
+        table.push(read("/v1/records/{collection}", Scope::Records, records::list));
+        table.push(read("/v1/records/{collection}/{*key}", Scope::Records, records::get));
+        table.push(remove("/v1/records/{collection}/{*key}", Scope::Records, records::delete));
+        table.push(read("/v1/records", Scope::Admin, records::export));
+        table.push(remove("/v1/records", Scope::Admin, records::erase));
     }
     table
 }
@@ -95,6 +110,14 @@ fn write<H: Handler<A, Arc<Front>>, A: 'static>(
     handler: H,
 ) -> (Route, MethodRouter<Arc<Front>>) {
     (Route { method: Method::POST, path, scope: Some(scope) }, post(handler))
+}
+
+fn remove<H: Handler<A, Arc<Front>>, A: 'static>(
+    path: &'static str,
+    scope: Scope,
+    handler: H,
+) -> (Route, MethodRouter<Arc<Front>>) {
+    (Route { method: Method::DELETE, path, scope: Some(scope) }, delete(handler))
 }
 
 /// What the edge asks before it lets a request on.

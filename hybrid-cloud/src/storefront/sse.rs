@@ -52,6 +52,7 @@ pub(super) async fn respond<S: Scribe>(
     scribe: S,
 ) -> Result<Response, ApiError> {
     let (clock, limits) = (Arc::clone(admitted.front().clock()), admitted.front().limits());
+    let told = admitted.front().traces_content();
     let late = clock.sleep(admitted.deadline().since(clock.monotonic()));
     let first = match select(events.next(), late).await {
         Either::Left((first, _)) => first,
@@ -80,8 +81,8 @@ pub(super) async fn respond<S: Scribe>(
                 Err(Stop::Left) => tracing::debug!("the client left the stream or does not read it"),
                 Err(Stop::Failed(error)) => {
                     let code = error.code();
-                    match error.detail() {
-                        Some(detail) => tracing::error!(code, %detail, "stream failed"),
+                    match error.told(told) {
+                        Some(detail) => tracing::error!(code, detail, "stream failed"),
                         None => tracing::error!(code, "stream failed"),
                     }
                     let last = pump.scribe.fail(&error, &pump.request);

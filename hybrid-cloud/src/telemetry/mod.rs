@@ -54,8 +54,10 @@
 //! beyond is counted under `otel.metric.overflow`.
 //!
 //! # What customers write
-//! Is in no span and no metric. Only what the tables name is exported, no message of an error, no text of an event: those stay in the log. A
-//! storefront with `trace_content` tells what was asked and answered, in the span of the call.
+//! Is in no span and no metric. Only what the tables name is exported, no message of an error, no text of an event: those stay in the log, where errors
+//! [withhold](hybrid_core::Error#what-others-said) what a backend's server said, since that may quote a prompt. A storefront with `trace_content` tells what
+//! was asked and answered, in the span of the call, and what servers said, in the log. Other crates' events of the level `TRACE` are their own affair: those of
+//! the AWS SDK hold whole requests and answers.
 //!
 //! # What it may cost
 //! Spans and measurements are handed to threads of the exporter's own. A collector that is slow, away or hanging delays no request and fails none:

@@ -13,6 +13,9 @@ mod openai;
 mod s3;
 #[cfg(all(feature = "s3-vectors", feature = "testkit"))]
 mod s3_vectors;
+#[cfg(feature = "storefront")]
+#[path = "../../../hybrid-core/tests/support/small_disk.rs"]
+mod small_disk;
 #[cfg(all(feature = "sqs", feature = "testkit"))]
 mod sqs;
 #[cfg(feature = "storefront")]

@@ -144,7 +144,7 @@ impl Failure {
     /// The failure that `error` is.
     pub fn new(error: &Error) -> Self {
         let name = KINDS.iter().find(|(kind, _)| *kind == error.kind()).map_or("internal", |(_, name)| name);
-        Self { kind: name.to_owned(), message: error.public_message(), detail: Some(error.to_string()) }
+        Self { kind: name.to_owned(), message: error.public_message(), detail: Some(format!("{error:#}")) }
     }
 
     /// The error's kind; [`Internal`](ErrorKind::Internal) for a name that this version does not know.

@@ -200,7 +200,7 @@ impl Held {
             return Err(Step::Leave);
         }
         Ok(outcome.unwrap_or_else(|panic| {
-            Err(Error::internal("run job", "the handler panicked").with("panic", panic_text(&*panic)))
+            Err(Error::internal("run job", "the handler panicked").quote("panic", panic_text(&*panic)))
         }))
     }
 

@@ -9,6 +9,8 @@ mod capture;
 mod faults;
 mod job;
 mod registry;
+#[path = "../../../hybrid-core/tests/support/small_disk.rs"]
+mod small_disk;
 mod time;
 mod worker;
 mod write_through;

@@ -150,10 +150,11 @@ impl Answer {
         self.counted = counted(&json).or(self.counted.take());
         let found = self.pointers.iter().filter_map(|pointer| Some((pointer.clone(), json.pointer(pointer)?.clone())));
         let extra: Map<_, _> = found.collect();
-        let unfit = |error| Error::corrupt(INFER, "the model's answer is not in the API's form").with_source(error);
+        let unfit =
+            |error| Error::corrupt(INFER, "the model's answer is not in the API's form").with_quoted_source(error);
         let mut chunk: Chunk = serde_json::from_value(json).map_err(unfit)?;
         if let Some(error) = chunk.error.take().filter(|error| !error.is_null()) {
-            return Err(Error::unavailable(INFER, "the model answered with an error").with("error", error));
+            return Err(Error::unavailable(INFER, "the model answered with an error").quote("error", error));
         }
         let mut deltas = self.reader.read(chunk)?;
         self.stopped |= deltas.iter().any(|delta| matches!(delta, ChatDelta::Stop { .. }));

@@ -1,4 +1,4 @@
-//! A file's content on its way out.
+//! What is sent piece by piece, such as a file's content.
 
 use std::{io, panic::AssertUnwindSafe, pin::pin, sync::Arc};
 
@@ -13,21 +13,21 @@ use tracing::Instrument;
 
 use crate::storefront::{
     error::ApiError,
-    front::{Admitted, Reading},
+    front::{Admitted, Sending},
 };
 
 /// What is sent at once, in bytes: a client that does not take so much within the stall limit is given up.
 const PIECE: usize = 256 * 1024;
 
-/// Begins to send a file, once its first part is there: until then a failure has a status of its own.
+/// Begins to send a file or an export, once its first part is there: until then a failure has a status of its own.
 ///
-/// The parts are read by a task of its own, which holds the call until the end of the file, the stall limit or the client's leave. A failure on the way
+/// The parts are read by a task of its own, which holds the call until its end, the stall limit or the client's leave. A failure on the way
 /// breaks the connection, so that nothing that is cut looks whole.
-pub(super) async fn start(
+pub(in crate::storefront) async fn start(
     admitted: &Admitted,
-    mut reading: Reading,
+    mut sending: Sending,
 ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + 'static, ApiError> {
-    let first = reading.next().await?;
+    let first = sending.next().await?;
     let (clock, stall) = (Arc::clone(admitted.front().clock()), admitted.front().limits().stream_stall);
     let (out, pieces) = mpsc::channel::<io::Result<Bytes>>(1);
     let send = async move {
@@ -40,7 +40,7 @@ pub(super) async fn start(
                     _ => return tracing::debug!("the client left the download or does not read it"),
                 }
             }
-            part = match reading.next().await {
+            part = match sending.next().await {
                 Ok(part) => part,
                 Err(error) => {
                     tracing::error!(
@@ -49,8 +49,8 @@ pub(super) async fn start(
                         "download failed"
                     );
                     // A client that reads nothing more must not hold the call's place.
-                    drop(reading);
-                    let broken = Err(io::Error::other("the file cannot be read to its end"));
+                    drop(sending);
+                    let broken = Err(io::Error::other("what is sent cannot be read to its end"));
                     let _ = select(pin!(out.send(broken)), clock.sleep(stall)).await;
                     return;
                 }

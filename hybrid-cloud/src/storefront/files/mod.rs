@@ -14,7 +14,7 @@ use hybrid_core::{Error, FileId, FilePage, FileQuery, RecordOrder, StoredFile};
 use super::{error::ApiError, front::Admitted};
 use crate::wire::file::{Deleted, FileList, FileObject, PURPOSES, id_in, id_out};
 
-mod download;
+pub(super) mod download;
 mod form;
 pub(super) mod links;
 mod range;
@@ -85,7 +85,8 @@ pub(super) async fn content(
     };
     let reading = reading?.ok_or_else(|| ApiError::unknown_file(&sent))?;
     let StoredFile { bytes, .. } = *reading.file();
-    let mut response = Response::new(Body::from_stream(download::start(&admitted, reading).await?));
+    let sending = reading.into_sending();
+    let mut response = Response::new(Body::from_stream(download::start(&admitted, sending).await?));
     let mut length = bytes;
     if let Some(Range { start, end }) = part {
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;

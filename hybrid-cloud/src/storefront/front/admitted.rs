@@ -198,26 +198,48 @@ impl Admitted {
     ) -> Result<JobId, ApiError> {
         let (jobs, _) = self.front.ports.jobs.as_ref().ok_or_else(ApiError::not_found)?;
         let asked = self.front.keeps_content().then(|| kept(&(&kind, &payload, input))).flatten();
-        let mut call = Call::begin(self, Purpose::without_model("jobs", asked)).await?;
+        let call = Call::begin(self, Purpose::without_model("jobs", asked)).await?;
         let (request, trace) = (Some(call.cx.request.clone()), call.cx.trace.clone());
         let order = JobOrder { tenant: self.principal.tenant.clone(), kind, payload, input, key, request, trace };
-        let submitted = call.cx.run("submit job", jobs.submit(order)).instrument(call.span()).await;
-        match &submitted {
-            Ok(_) => call.done(None, None).await?,
-            Err(error) => call.fail(error, false),
-        }
-        Ok(submitted?)
+        self.end(call, "submit job", jobs.submit(order)).await
     }
 
     /// How a job of the caller's tenant stands.
     pub(crate) async fn job_status(&self, id: JobId) -> Result<Option<JobStatus>, ApiError> {
         let (jobs, _) = self.front.ports.jobs.as_ref().ok_or_else(ApiError::not_found)?;
-        let mut call = Call::begin(self, Purpose::without_model("jobs.read", None)).await?;
-        let status = call.cx.run("read job", jobs.status(&self.principal.tenant, id)).instrument(call.span()).await;
-        match &status {
+        self.brief("jobs.read", "read job", jobs.status(&self.principal.tenant, id)).await
+    }
+
+    /// Begins a call that moves a file or an export: it counts among the tenant's streams, and has the time of one.
+    pub(super) async fn moving(&self, action: &'static str) -> Result<Call, ApiError> {
+        let purpose = Purpose { streamed: true, ..Purpose::without_model(action, None) };
+        let mut call = Call::begin(self, purpose).await?;
+        call.cx.deadline = Some(self.front.clock().monotonic().plus(self.front.limits().stream_timeout));
+        Ok(call)
+    }
+
+    /// Something that asks no model and ends soon.
+    pub(super) async fn brief<T>(
+        &self,
+        action: &'static str,
+        operation: &'static str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T, ApiError> {
+        self.end(Call::begin(self, Purpose::without_model(action, None)).await?, operation, work).await
+    }
+
+    /// Does what a call is for, and ends it.
+    pub(super) async fn end<T>(
+        &self,
+        mut call: Call,
+        operation: &'static str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T, ApiError> {
+        let outcome = call.cx.run(operation, work).instrument(call.span()).await;
+        match &outcome {
             Ok(_) => call.done(None, None).await?,
             Err(error) => call.fail(error, false),
         }
-        Ok(status?)
+        Ok(outcome?)
     }
 }

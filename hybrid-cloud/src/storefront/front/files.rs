@@ -3,28 +3,20 @@
 use std::{ops::Range, time::Duration};
 
 use axum::body::Bytes;
-use futures_util::StreamExt;
 use hybrid_core::{
-    BoxStream, Error, FileId, FilePage, FilePart, FileQuery, FileUpload, Files, NewFile, PartLink, Result, StoredFile,
+    Error, FileId, FilePage, FilePart, FileQuery, FileUpload, Files, NewFile, PartLink, Result, StoredFile,
 };
 
 use super::{
     Admitted,
     call::{Call, Purpose},
+    sending::Sending,
 };
 use crate::storefront::error::ApiError;
 
 impl Admitted {
     fn files(&self) -> Result<&Files, ApiError> {
         self.front.ports.files.as_ref().ok_or_else(ApiError::not_found)
-    }
-
-    /// Begins a call that moves a file: it counts among the tenant's streams, and has the time of one.
-    async fn moving(&self, action: &'static str) -> Result<Call, ApiError> {
-        let purpose = Purpose { streamed: true, ..Purpose::without_model(action, None) };
-        let mut call = Call::begin(self, purpose).await?;
-        call.cx.deadline = Some(self.front.clock().monotonic().plus(self.front.limits().stream_timeout));
-        Ok(call)
     }
 
     /// Begins a file of the caller's tenant.
@@ -127,7 +119,7 @@ impl Admitted {
                 };
                 call.begun().await?;
                 let parts = files.read_range(&self.principal.tenant, &file, range);
-                Ok(Some(Reading { call, file, parts }))
+                Ok(Some(Reading { file, sending: Sending::new(call, "read file", parts) }))
             }
             Ok(None) => {
                 call.done(None, None).await?;
@@ -138,31 +130,6 @@ impl Admitted {
                 Err(error.into())
             }
         }
-    }
-
-    /// Something that asks no model and ends soon.
-    async fn brief<T>(
-        &self,
-        action: &'static str,
-        operation: &'static str,
-        work: impl Future<Output = Result<T>>,
-    ) -> Result<T, ApiError> {
-        self.end(Call::begin(self, Purpose::without_model(action, None)).await?, operation, work).await
-    }
-
-    /// Does what a call is for, and ends it.
-    async fn end<T>(
-        &self,
-        mut call: Call,
-        operation: &'static str,
-        work: impl Future<Output = Result<T>>,
-    ) -> Result<T, ApiError> {
-        let outcome = call.cx.run(operation, work).await;
-        match &outcome {
-            Ok(_) => call.done(None, None).await?,
-            Err(error) => call.fail(error, false),
-        }
-        Ok(outcome?)
     }
 }
 
@@ -222,9 +189,8 @@ fn over() -> Error {
 
 /// A file that is being sent.
 pub(crate) struct Reading {
-    call: Call,
     file: StoredFile,
-    parts: BoxStream<'static, Result<Bytes>>,
+    sending: Sending,
 }
 
 impl Reading {
@@ -232,15 +198,7 @@ impl Reading {
         &self.file
     }
 
-    /// The next part; the call has ended when there is none.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
-        let parts = &mut self.parts;
-        let part = self.call.cx.run("read file", async { parts.next().await.transpose() }).await;
-        match &part {
-            Ok(Some(_)) => {}
-            Ok(None) => self.call.done(None, None).await?,
-            Err(error) => self.call.fail(error, true),
-        }
-        Ok(part?)
+    pub(crate) fn into_sending(self) -> Sending {
+        self.sending
     }
 }

@@ -11,8 +11,8 @@ use std::{
 
 use axum::http::HeaderMap;
 use hybrid_core::{
-    Cancellation, Clock, DataPolicy, DatasetName, Files, IdSource, JobKind, Jobs, JudgmentSink, Result, TenantId,
-    Timestamp,
+    Cancellation, Clock, CollectionName, DataPolicy, DatasetName, Files, IdSource, JobKind, Jobs, JudgmentSink,
+    RecordStore, Result, TenantId, Timestamp, VectorIndex,
 };
 use tokio::sync::Semaphore;
 
@@ -21,15 +21,19 @@ mod call;
 mod files;
 mod identify;
 mod offer;
+mod records;
+mod sending;
 #[cfg(test)]
 mod tests;
 mod told;
+mod vectors;
 
 pub(super) use admitted::Admitted;
-pub(super) use files::{Reading, Uploading};
+pub(super) use files::Uploading;
 pub(super) use identify::{Identified, Refused};
 pub use offer::Offer;
-pub(super) use offer::{Model, Served};
+pub(super) use offer::{Backend, Model, Served};
+pub(super) use sending::Sending;
 
 use super::{
     StorefrontLimits,
@@ -69,6 +73,10 @@ pub(super) struct Ports {
     pub(super) judgments: Option<(Arc<dyn JudgmentSink>, DatasetName)>,
     pub(super) jobs: Option<(Arc<dyn Jobs>, BTreeSet<JobKind>)>,
     pub(super) files: Option<Files>,
+    /// The index, and the name of the model that embeds texts for it.
+    pub(super) vectors: Option<(Arc<dyn VectorIndex>, Option<String>)>,
+    /// The store, and the collections of it that customers use.
+    pub(super) records: Option<(Arc<dyn RecordStore>, BTreeSet<CollectionName>)>,
     pub(super) checks: Vec<Check>,
 }
 
@@ -125,6 +133,14 @@ impl Front {
         self.ports.files.is_some()
     }
 
+    pub(super) fn keeps_vectors(&self) -> bool {
+        self.ports.vectors.is_some()
+    }
+
+    pub(super) fn keeps_records(&self) -> bool {
+        self.ports.records.is_some()
+    }
+
     pub(super) fn links_files(&self) -> bool {
         self.ports.files.as_ref().is_some_and(Files::gives_links)
     }
@@ -147,6 +163,11 @@ impl Front {
     /// Whether audit entries hold what was asked and answered.
     fn audits_content(&self) -> bool {
         self.ports.audit.as_ref().is_some_and(|audit| audit.options.content)
+    }
+
+    /// Whether `tracing` is told what was asked and answered.
+    pub(super) fn traces_content(&self) -> bool {
+        self.ports.trace_content
     }
 
     /// Whether anyone is told what was asked and answered.

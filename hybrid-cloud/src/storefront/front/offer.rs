@@ -75,6 +75,10 @@ impl Model {
     pub(crate) fn id(&self) -> &str {
         &self.offer.name
     }
+
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.backend
+    }
 }
 
 /// A backend of any task that storefronts serve.

@@ -118,6 +118,8 @@ fn shop(items: &[Item], on_failure: AuditFailure) -> Shop {
         judgments: None,
         jobs: None,
         files: None,
+        vectors: None,
+        records: None,
         checks: Vec::new(),
     };
     let deadline = clock.monotonic().plus(Duration::from_secs(30));

@@ -35,8 +35,8 @@ pub struct KeyRecord {
     pub tenant: TenantId,
     /// Who within the tenant. Several keys may be one subject's: the old and the new while they are exchanged.
     pub subject: String,
-    /// What it may do; everything where absent.
-    #[serde(default = "all_scopes")]
+    /// What it may do; everything but [`Admin`](Scope::Admin) where absent.
+    #[serde(default = "usual_scopes")]
     pub scopes: BTreeSet<Scope>,
     /// Where data may go on top of the storefront's policy; wherever that allows where absent.
     #[serde(default)]
@@ -51,8 +51,8 @@ pub struct KeyRecord {
     pub revoked: Option<Timestamp>,
 }
 
-fn all_scopes() -> BTreeSet<Scope> {
-    Scope::ALL.into()
+fn usual_scopes() -> BTreeSet<Scope> {
+    Scope::ALL.into_iter().filter(|scope| *scope != Scope::Admin).collect()
 }
 
 /// The document that [`ApiKeys`] reads: `{"format": "hybrid.api-keys/1", "keys": [record, …]}`.
@@ -90,7 +90,7 @@ impl NewKey {
             id,
             tenant,
             subject: subject.into(),
-            scopes: all_scopes(),
+            scopes: usual_scopes(),
             policy: DataPolicy::Anywhere,
             created: now,
             expires: None,

@@ -90,11 +90,26 @@ pub enum Scope {
     Jobs,
     /// `files`: store files and read them.
     Files,
+    /// `vectors`: keep documents, find the nearest of them, remove them. What texts cost to embed is the tenant's.
+    Vectors,
+    /// `records`: keep records, read and remove them.
+    Records,
+    /// `admin`: take all of the tenant's records away, and remove all of its records and documents. A key has it only where its record names it.
+    Admin,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 5] = [Self::ModelsRead, Self::Inference, Self::JudgmentsWrite, Self::Jobs, Self::Files];
+    pub const ALL: [Self; 8] = [
+        Self::ModelsRead,
+        Self::Inference,
+        Self::JudgmentsWrite,
+        Self::Jobs,
+        Self::Files,
+        Self::Vectors,
+        Self::Records,
+        Self::Admin,
+    ];
 
     /// The scope as it stands in a token or a key's record.
     pub fn as_str(self) -> &'static str {
@@ -104,6 +119,9 @@ impl Scope {
             Self::JudgmentsWrite => "judgments.write",
             Self::Jobs => "jobs",
             Self::Files => "files",
+            Self::Vectors => "vectors",
+            Self::Records => "records",
+            Self::Admin => "admin",
         }
     }
 }
@@ -119,8 +137,8 @@ impl FromStr for Scope {
 
     fn from_str(text: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|scope| scope.as_str() == text).ok_or_else(|| {
-            Error::invalid("parse scope", "expected models.read, inference, judgments.write, jobs or files")
-                .with("found", format_args!("{text:?}"))
+            let known = "expected models.read, inference, judgments.write, jobs, files, vectors, records or admin";
+            Error::invalid("parse scope", known).with("found", format_args!("{text:?}"))
         })
     }
 }

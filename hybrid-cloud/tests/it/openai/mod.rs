@@ -3,5 +3,5 @@
 mod conformance;
 mod faults;
 mod refusals;
-mod rig;
+pub(crate) mod rig;
 mod round_trip;

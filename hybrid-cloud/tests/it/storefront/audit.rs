@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,6 +27,7 @@ use tempfile::TempDir;
 use super::rig::{
     Gate, Sink, Tokens, asleep, builder, call, classify, dataset, from, noon, orders, post, soon, tenant,
 };
+use crate::small_disk::SmallDisk;
 
 fn writer() -> WriterId {
     WriterId::new("shop-1").unwrap()
@@ -444,32 +444,10 @@ async fn content_that_is_too_much_for_an_entry_is_left_out_and_said_to_be() {
     assert_eq!(log.append(whole).await.unwrap_err().kind(), ErrorKind::TooLarge);
 }
 
-/// A disk of one mebibyte over a folder, where the system lets this user mount it.
-struct SmallDisk<'a>(&'a Path);
-
-impl<'a> SmallDisk<'a> {
-    fn mount(folder: &'a Path) -> Option<Self> {
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(folder).output();
-        match mount {
-            Ok(output) if output.status.success() => Some(Self(folder)),
-            other => {
-                println!("skipped: no small disk can be mounted: {other:?}");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0).status();
-    }
-}
-
 #[tokio::test]
 async fn a_full_disk_refuses_entries_keeps_what_it_has_and_goes_on_once_there_is_space() {
     let folder = TempDir::new().unwrap();
-    let Some(_disk) = SmallDisk::mount(folder.path()) else { return };
+    let Some(_disk) = SmallDisk::mount(folder.path(), 1) else { return };
     let options = AuditLogOptions { segment_bytes: 100_000, sync: false, ..AuditLogOptions::default() };
     let log = AuditLog::open(folder.path(), writer(), options.clone()).unwrap();
     let large = |number| AuditEntry { content: Some(json!("x".repeat(30_000))), ..entry(number) };

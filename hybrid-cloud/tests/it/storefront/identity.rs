@@ -17,7 +17,8 @@ use hybrid_core::{
 use serde_json::{Value, json};
 
 use super::rig::{
-    Answer, Desk, Links, Sink, Tokens, asleep, builder, call, classify, dataset, from, get, noon, orders, post, tenant,
+    Answer, Desk, Links, Sink, Tokens, asleep, builder, call, classify, dataset, from, get, kept, noon, orders, post,
+    tenant,
 };
 
 fn tokens() -> Arc<Tokens> {
@@ -30,7 +31,7 @@ fn tokens() -> Arc<Tokens> {
 
 /// Everything on offer, some of it to one tenant alone.
 fn shop(sink: &Arc<Sink>) -> Storefront {
-    builder(&noon())
+    kept(builder(&noon()), None)
         .authenticator(tokens())
         .classify("messages", orders())
         .classify(Offer::new("of-a").only_for([tenant("a")]), orders())
@@ -84,6 +85,18 @@ fn request(route: &Route, model: &str) -> Request<Body> {
             let path = route.path.replace("{id}", NO_FILE);
             Request::builder().method(method).uri(path).body(Body::empty()).unwrap()
         }
+        ("POST", "/v1/vectors") => {
+            post(route.path, json!({ "documents": [{ "id": "1", "embedding": [1, 0] }] }).to_string())
+        }
+        ("POST", "/v1/vectors/query") => post(route.path, json!({ "embedding": [1, 0] }).to_string()),
+        ("POST", "/v1/vectors/get" | "/v1/vectors/delete") => post(route.path, json!({ "ids": ["1"] }).to_string()),
+        ("POST", "/v1/records/{collection}") => {
+            post("/v1/records/reviews", json!({ "key": "1", "value": "open" }).to_string())
+        }
+        (method, "/v1/vectors" | "/v1/records" | "/v1/records/{collection}" | "/v1/records/{collection}/{*key}") => {
+            let path = route.path.replace("{collection}", "reviews").replace("{*key}", "1");
+            Request::builder().method(method).uri(path).body(Body::empty()).unwrap()
+        }
         (method, path) => panic!("{method} {path} is not proved to keep tenants apart: say here how to ask it"),
     }
 }
@@ -91,7 +104,8 @@ fn request(route: &Route, model: &str) -> Request<Body> {
 /// Whether a request to the route can name a model.
 fn names_a_model(route: &Route) -> bool {
     let nameless = ["/healthz", "/readyz", "/v1/models", "/openapi.json"];
-    !nameless.contains(&route.path) && !route.path.starts_with("/v1/jobs") && !route.path.starts_with("/v1/files")
+    let without = ["/v1/jobs", "/v1/files", "/v1/vectors", "/v1/records"];
+    !nameless.contains(&route.path) && !without.iter().any(|prefix| route.path.starts_with(prefix))
 }
 
 /// The same offers of each of the tasks that speak the OpenAI API.

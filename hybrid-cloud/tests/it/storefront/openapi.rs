@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     media::{ears, painter, says, vectors},
-    rig::{Desk, Links, Sink, builder, call, dataset, get, noon, orders},
+    rig::{Desk, Links, Sink, builder, call, dataset, get, kept, noon, orders},
 };
 
 fn everything() -> Storefront {
@@ -18,6 +18,7 @@ fn everything() -> Storefront {
     let builder = builder.jobs(Arc::new(Desk::default()), [JobKind::new("enrich").unwrap()]);
     let files = Files::new(Arc::new(MemoryStore::default()), Arc::new(noon())).with_links(Arc::new(Links));
     let builder = builder.files(files);
+    let builder = kept(builder, Some("e"));
     builder.judgments(Sink::failing([]), dataset()).build().unwrap()
 }
 
@@ -49,7 +50,7 @@ async fn every_route_and_method_is_in_the_document_and_nothing_else() {
     // The router knows each of them, and answers another method with 405.
     let router = storefront.router();
     for (method, path) in &described {
-        let path = path.replace("{id}", "c");
+        let path = ["{id}", "{collection}", "{key}"].iter().fold(path.clone(), |path, name| path.replace(name, "c"));
         let ask =
             |method: &str| call(&router, Request::builder().method(method).uri(&path).body(Body::empty()).unwrap());
         let answer = ask(method).await;
@@ -91,6 +92,9 @@ async fn every_reference_leads_somewhere_and_every_route_says_who_may_use_it() {
     for route in storefront.routes() {
         let path = route.path.replace("{*", "{");
         let operation = &document["paths"][&path][route.method.as_str().to_lowercase()];
+        let of_path = |parameter: &&Value| parameter["in"] == "path";
+        let parameters = operation["parameters"].as_array().into_iter().flatten().filter(of_path).count();
+        assert_eq!(parameters, path.matches('{').count(), "{path}");
         assert_eq!(operation["security"].as_array().unwrap().is_empty(), route.scope.is_none(), "{path}");
         assert!(operation["responses"]["default"].is_object() && operation["summary"].is_string(), "{path}");
     }

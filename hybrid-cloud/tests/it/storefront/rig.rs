@@ -16,11 +16,12 @@ use axum::{
 use http_body_util::BodyExt;
 use hybrid_cloud::storefront::{Authenticator, Drained, Principal, Storefront, StorefrontBuilder};
 use hybrid_core::{
-    BackendProfile, BoxStream, CallContext, Cancellation, DatasetName, DownloadOptions, Error, ErrorKind, Event,
-    InferenceBackend, JobEnd, JobId, JobKind, JobOrder, JobStatus, Jobs, Judgment, JudgmentSink, Key, ManualClock,
-    Presign, Reply, Result, SeededIds, SignedRequest, TenantId, Timestamp, UploadOptions,
-    memory::ScriptedBackend,
+    BackendProfile, BoxStream, CallContext, Cancellation, CollectionName, DatasetName, DownloadOptions, Error,
+    ErrorKind, Event, InferenceBackend, JobEnd, JobId, JobKind, JobOrder, JobStatus, Jobs, Judgment, JudgmentSink, Key,
+    ManualClock, Presign, Reply, Result, SeededIds, SignedRequest, TenantId, Timestamp, UploadOptions, VectorSchema,
+    memory::{MemoryRecordStore, MemoryVectorIndex, ScriptedBackend},
     task::{Classification, Classify, ClassifyRequest, ClassifyResponse, LabelScore},
+    vector::Metric,
 };
 use serde_json::Value;
 use tokio::{
@@ -162,6 +163,14 @@ impl Jobs for Desk {
         let (stalled, end) = (*self.stalled.lock().unwrap(), self.end.lock().unwrap().clone());
         Ok(Some(JobStatus { kind, submitted: NOON.parse()?, request, stalled, end }))
     }
+}
+
+/// An index of vectors of two numbers, and a store of reviews.
+pub(crate) fn kept(builder: StorefrontBuilder, embedder: Option<&str>) -> StorefrontBuilder {
+    let index = MemoryVectorIndex::new(VectorSchema::new(2, Metric::Cosine).unwrap());
+    let reviews = CollectionName::new("reviews").unwrap();
+    let records = MemoryRecordStore::new(Arc::new(noon()));
+    builder.vectors(Arc::new(index), embedder).records(Arc::new(records), [reviews])
 }
 
 /// Signs links that lead nowhere.

@@ -297,7 +297,7 @@ fn guarded<R>(work: impl FnOnce() -> Result<R>) -> Result<R> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        Err(Error::internal(OPERATION, "the model's code panicked").with("panic", text))
+        Err(Error::internal(OPERATION, "the model's code panicked").quote("panic", text))
     })
 }
 

@@ -1,11 +1,6 @@
 //! A full disk and missing rights: a clear error that names the path, and nothing lost.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use futures_util::future::join_all;
 use hybrid_core::{
@@ -13,41 +8,11 @@ use hybrid_core::{
 };
 use hybrid_local::{FolderStore, SqliteOutbox, SqliteQueue, SqliteQueueOptions};
 
-use super::{child::Child, key, set_mode};
-
-/// A disk of one mebibyte.
-struct SmallDisk {
-    scratch: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    /// None where the system does not let this user mount one.
-    fn mount() -> Option<Self> {
-        let scratch = tempfile::tempdir().unwrap();
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(scratch.path()).output();
-        match mount {
-            Ok(output) if output.status.success() => Some(Self { scratch }),
-            Ok(output) => {
-                println!("skipped: no small disk can be mounted: {}", String::from_utf8_lossy(&output.stderr));
-                None
-            }
-            Err(error) => {
-                println!("skipped: no small disk can be mounted: {error}");
-                None
-            }
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.scratch.path().join(name)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.scratch.path()).status();
-    }
-}
+use super::{
+    child::Child,
+    key, set_mode,
+    small_disk::{SmallDisk, skip},
+};
 
 /// Calls until the disk is full, checks the error, and answers with what succeeded.
 async fn until_full<T>(path: &Path, mut call: impl AsyncFnMut(usize) -> Result<T>) -> Vec<T> {
@@ -68,8 +33,9 @@ async fn until_full<T>(path: &Path, mut call: impl AsyncFnMut(usize) -> Result<T
 
 #[tokio::test]
 async fn a_full_disk_leaves_a_store_as_it_was() {
-    let Some(disk) = SmallDisk::mount() else { return };
-    let path = disk.path("store");
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(_disk) = SmallDisk::mount(scratch.path(), 1) else { return };
+    let path = scratch.path().join("store");
     let store = FolderStore::open(&path).unwrap();
     let bytes = vec![7; 100_000];
     let name = |i: usize| key(&format!("objects/{i}"));
@@ -90,10 +56,11 @@ async fn a_full_disk_leaves_a_store_as_it_was() {
 
 #[tokio::test]
 async fn a_full_disk_loses_no_message() {
-    let Some(disk) = SmallDisk::mount() else { return };
-    let ballast = disk.path("ballast");
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(_disk) = SmallDisk::mount(scratch.path(), 1) else { return };
+    let ballast = scratch.path().join("ballast");
     fs::write(&ballast, vec![0; 600_000]).unwrap();
-    let path = disk.path("queue");
+    let path = scratch.path().join("queue");
     let queue = SqliteQueue::open(&path, SqliteQueueOptions::default()).unwrap();
     let body = |i: usize| format!("{i} {}", "x".repeat(20_000));
     let sent = until_full(&path, async |i| queue.send_one(NewMessage::new(body(i))).await).await;
@@ -110,8 +77,9 @@ async fn a_full_disk_loses_no_message() {
 
 #[tokio::test]
 async fn a_message_that_does_not_fit_leaves_those_beside_it_alone() {
-    let Some(disk) = SmallDisk::mount() else { return };
-    let queue = SqliteQueue::open(disk.path("queue"), SqliteQueueOptions::default()).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(_disk) = SmallDisk::mount(scratch.path(), 1) else { return };
+    let queue = SqliteQueue::open(scratch.path().join("queue"), SqliteQueueOptions::default()).unwrap();
     let bodies = ["small".to_owned(), "x".repeat(1_000_000), "tiny".to_owned()];
     let answers = join_all(bodies.map(|body| queue.send_one(NewMessage::new(body)))).await;
     let kinds: Vec<_> = answers.iter().map(|answer| answer.as_ref().map(drop).map_err(|error| error.kind())).collect();
@@ -122,10 +90,11 @@ async fn a_message_that_does_not_fit_leaves_those_beside_it_alone() {
 
 #[tokio::test]
 async fn a_full_disk_loses_no_record() {
-    let Some(disk) = SmallDisk::mount() else { return };
-    let ballast = disk.path("ballast");
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(_disk) = SmallDisk::mount(scratch.path(), 1) else { return };
+    let ballast = scratch.path().join("ballast");
     fs::write(&ballast, vec![0; 600_000]).unwrap();
-    let path = disk.path("outbox");
+    let path = scratch.path().join("outbox");
     let outbox = SqliteOutbox::open(&path).unwrap();
     let appended = until_full(&path, async |i| outbox.append(vec![i as u8; 20_000].into()).await).await;
     let pending = outbox.pending(0, usize::MAX).await.unwrap();
@@ -157,8 +126,7 @@ fn missing_rights_are_told_with_the_path() {
         Some(Child::start("stranger", scratch.path(), 0))
     };
     let Some(child) = child else {
-        println!("skipped: the test binary lies where a user without rights cannot run it");
-        return;
+        return skip("the test binary lies where a user without rights cannot run it");
     };
     let told = child.hear_all();
     for name in ["unreadable", "read-only", "queue"] {

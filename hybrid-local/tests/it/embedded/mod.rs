@@ -6,6 +6,8 @@ mod model;
 mod outbox;
 mod queue;
 mod records;
+#[path = "../../../../hybrid-core/tests/support/small_disk.rs"]
+mod small_disk;
 mod staging;
 mod vectors;
 

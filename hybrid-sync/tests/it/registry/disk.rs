@@ -1,6 +1,6 @@
 //! A disk that is really full: a small one in memory, where the system lets this user mount it.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::time::Duration;
 
 use hybrid_core::ErrorKind;
 use hybrid_sync::live::Refresh;
@@ -9,42 +9,13 @@ use super::{
     live::{Storefront, label},
     site::noise,
 };
-
-/// A disk of one mebibyte over a folder.
-struct SmallDisk<'a> {
-    folder: &'a Path,
-}
-
-impl<'a> SmallDisk<'a> {
-    fn mount(folder: &'a Path) -> Option<Self> {
-        std::fs::create_dir_all(folder).unwrap();
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(folder).output();
-        match mount {
-            Ok(output) if output.status.success() => Some(Self { folder }),
-            other => {
-                println!("skipped: no small disk can be mounted: {other:?}");
-                None
-            }
-        }
-    }
-
-    fn grow(&self) {
-        let grown = Command::new("mount").args(["-o", "remount,size=8m"]).arg(self.folder).status().unwrap();
-        assert!(grown.success());
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.folder).status();
-    }
-}
+use crate::small_disk::SmallDisk;
 
 #[tokio::test]
 async fn a_version_that_does_not_fit_on_the_disk_leaves_the_old_one_in_service_and_comes_once_there_is_space() {
     let front = Storefront::new();
     let cache = front.site.cache("cache");
-    let Some(disk) = SmallDisk::mount(&cache) else { return };
+    let Some(disk) = SmallDisk::mount(&cache, 1) else { return };
     let live = front.live().await;
     let one = front.site.release(1, None).await;
     live.refresh().await.unwrap();
@@ -66,7 +37,7 @@ async fn a_version_that_does_not_fit_on_the_disk_leaves_the_old_one_in_service_a
     let live = front.live().await;
     assert_eq!(label(&live).await, "label-1");
 
-    disk.grow();
+    disk.grow(8);
     let refreshed = live.refresh().await.unwrap();
     let Refresh::Swapped { manifest, bytes_moved, .. } = refreshed else { panic!("{refreshed:?}") };
     assert_eq!(manifest, two.manifest);

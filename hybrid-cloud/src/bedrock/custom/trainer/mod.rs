@@ -30,8 +30,8 @@ use super::{
 use crate::aws::AwsConfig;
 
 const OPERATION: &str = "train on Bedrock";
-const NAME: &str = concat!("hybrid-cloud/", env!("CARGO_PKG_VERSION"), " bedrock");
 const METHOD: &str = "bedrock-fine-tuning";
+const NAME: &str = concat!("hybrid-cloud/", env!("CARGO_PKG_VERSION"), " bedrock");
 const ARCHITECTURE: &str = "bedrock-custom-model/1";
 const TRAIN_FILE: &str = "train.jsonl";
 const VALID_FILE: &str = "valid.jsonl";
@@ -133,6 +133,11 @@ pub enum Serving {
     OnDemand,
     /// Nothing: the candidate's id is the model's ARN, for provisioned throughput that somebody else buys.
     Nothing,
+}
+
+impl BedrockTrainer {
+    /// The one method that it knows, as plans name it.
+    pub const METHOD: &'static str = METHOD;
 }
 
 impl BedrockTrainerOptions {
