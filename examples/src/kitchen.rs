@@ -273,8 +273,9 @@ impl Progress for EventLines {
     }
 }
 
+/// Tells progress in the log.
 #[derive(Debug)]
-struct LogLines;
+pub(crate) struct LogLines;
 
 impl Progress for LogLines {
     fn report(&self, event: ProgressEvent) {

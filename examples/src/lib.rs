@@ -7,6 +7,8 @@
 
 pub mod aside;
 pub mod batch_jobs;
+#[cfg(feature = "aws")]
+pub mod bedrock;
 pub mod data;
 pub mod dead;
 pub mod evaluate_job;

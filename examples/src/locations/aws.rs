@@ -7,7 +7,7 @@ use hybrid_cloud::{
     s3::{Listing, S3Location, S3Options, S3Store},
     sqs::{SqsQueue, SqsQueueOptions},
 };
-use hybrid_core::{Error, Result};
+use hybrid_core::{Error, Result, Staging};
 use url::Url;
 
 use super::{Bucket, Queue};
@@ -16,6 +16,16 @@ use super::{Bucket, Queue};
 const KNOWN: [&str; 5] = ["region", "endpoint", "profile", "path-style", "listing"];
 
 pub(super) async fn bucket(url: &Url) -> Result<Bucket> {
+    let store = Arc::new(store(url).await?);
+    Ok(Bucket { store: Arc::clone(&store) as _, links: Some(store) })
+}
+
+/// Where whole files go beside what is in the bucket.
+pub(super) async fn staging(url: &Url) -> Result<Arc<dyn Staging>> {
+    Ok(Arc::new(store(url).await?.staging()))
+}
+
+async fn store(url: &Url) -> Result<S3Store> {
     let query = query("open bucket", url.query().unwrap_or_default())?;
     let bucket =
         url.host_str().ok_or_else(|| Error::invalid("open bucket", "the URL names no bucket").with("url", url))?;
@@ -30,8 +40,7 @@ pub(super) async fn bucket(url: &Url) -> Result<Bucket> {
             return Err(Error::invalid("open bucket", unknown).with("listing", other));
         }
     };
-    let store = Arc::new(S3Store::new(&config, location, S3Options { path_style, listing, ..S3Options::default() })?);
-    Ok(Bucket { store: Arc::clone(&store) as _, links: Some(store) })
+    S3Store::new(&config, location, S3Options { path_style, listing, ..S3Options::default() })
 }
 
 pub(super) async fn queue(url: &Url) -> Result<Queue> {

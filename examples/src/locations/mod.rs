@@ -91,6 +91,21 @@ impl Locations {
         }
     }
 
+    /// Opens the place for whole files that providers read, below the bucket's `exports/`.
+    ///
+    /// # Errors
+    /// [`Unsupported`](ErrorKind::Unsupported) for a bucket that is not on S3: a provider reads no folder.
+    #[cfg(feature = "aws")]
+    pub async fn open_staging(&self) -> Result<Arc<dyn hybrid_core::Staging>> {
+        match &self.artifacts {
+            Some(url) if url.scheme() == "s3" => aws::staging(url).await,
+            _ => Err(Error::unsupported(
+                "open staging",
+                "a provider reads from S3 alone; name the bucket as --artifacts s3://…",
+            )),
+        }
+    }
+
     /// Opens the queue, with its dead letters where it has any.
     ///
     /// # Errors

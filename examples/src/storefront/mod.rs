@@ -29,7 +29,7 @@ use hybrid_sync::{
 use tokio::{net::TcpListener, sync::broadcast, task::JoinSet};
 
 use crate::{data::LABELS, kitchen::signals, locations::Locations, log::say, site::Site};
-pub use models::{ModelUrl, OpenAiKey};
+pub use models::{ModelUrl, OfferedModel, OpenAiKey};
 pub use surface::{Batch, Running, Surface};
 
 /// Serves a site's model over HTTP.

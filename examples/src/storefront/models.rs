@@ -21,11 +21,35 @@ pub enum ModelUrl {
     },
     /// On Amazon Bedrock.
     Bedrock {
-        /// The id of a model or an inference profile.
+        /// The id of a model or an inference profile, or the ARN of a model that was imported or fine-tuned there.
         model: String,
         /// What stands behind the question mark, as in a bucket's URL.
         query: String,
     },
+}
+
+/// A model with the name under which customers ask for it: `name=url`, or the URL alone, whose model is the name then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfferedModel {
+    /// The customers' name for it.
+    pub name: String,
+    /// Where it is.
+    pub url: ModelUrl,
+}
+
+impl FromStr for OfferedModel {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.split_once('=') {
+            // An equals sign behind a colon is a part of the URL.
+            Some((name, url)) if !name.contains(':') => Ok(Self { name: name.to_owned(), url: url.parse()? }),
+            _ => {
+                let url: ModelUrl = text.parse()?;
+                Ok(Self { name: url.model().to_owned(), url })
+            }
+        }
+    }
 }
 
 /// A secret that no log shows.
@@ -41,7 +65,7 @@ impl FromStr for OpenAiKey {
 }
 
 impl ModelUrl {
-    /// The name under which customers ask for it.
+    /// The model as whoever serves it calls it.
     pub fn model(&self) -> &str {
         match self {
             Self::OpenAi { model, .. } | Self::Bedrock { model, .. } => model,
@@ -131,7 +155,12 @@ mod bedrock {
     use crate::locations;
 
     pub(super) async fn chat(model: &str, query: &str) -> Result<Arc<dyn InferenceBackend<Chat>>> {
-        Ok(Arc::new(connect(query).await?.chat(ModelOptions::new(model))?))
+        let (bedrock, options) = (connect(query).await?, ModelOptions::new(model));
+        // Of the models that were imported Converse knows some alone; InvokeModel knows all.
+        match model.contains(":imported-model/") {
+            true => Ok(Arc::new(bedrock.imported_chat(options)?)),
+            false => Ok(Arc::new(bedrock.chat(options)?)),
+        }
     }
 
     pub(super) async fn embed(model: &str, query: &str) -> Result<Arc<dyn InferenceBackend<Embed>>> {
@@ -186,6 +215,24 @@ mod tests {
             let error = bad.parse::<ModelUrl>().unwrap_err().to_string();
             assert!(error.contains("model URL"), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn a_model_may_have_a_name_of_its_own_for_customers() {
+        for (text, name, url) in [
+            (
+                "baker=bedrock://arn:aws:bedrock:us-east-1:1:imported-model/a",
+                "baker",
+                "bedrock://arn:aws:bedrock:us-east-1:1:imported-model/a",
+            ),
+            ("bedrock://nova?region=us-east-1", "nova", "bedrock://nova?region=us-east-1"),
+            ("baker=openai+http://h/v1?a=b#m", "baker", "openai+http://h/v1?a=b#m"),
+            ("openai+http://h/v1#m", "m", "openai+http://h/v1#m"),
+        ] {
+            let offered: OfferedModel = text.parse().unwrap();
+            assert_eq!((offered.name.as_str(), offered.url.to_string().as_str()), (name, url), "{text}");
+        }
+        assert!("baker=".parse::<OfferedModel>().is_err());
     }
 
     #[tokio::test]

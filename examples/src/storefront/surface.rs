@@ -7,8 +7,12 @@ use hybrid_cloud::storefront::{
     ApiKeys, AuditLog, AuditLogOptions, AuditOptions, Budget, CredentialFile, CredentialSource, KeyList,
     StorefrontBuilder, TenantQuota,
 };
-use hybrid_core::{Cancellation, Document, Error, Files, JobKind, Money, Result, SystemIds, TenantId, WriterId};
-use hybrid_local::SqliteOutbox;
+use hybrid_core::{
+    Cancellation, CollectionName, Document, Error, Files, JobKind, Money, Result, SystemIds, TenantId, VectorSchema,
+    WriterId,
+    vector::{FieldKind, Metric},
+};
+use hybrid_local::{SqliteOutbox, SqliteRecordOptions, SqliteRecordStore, SqliteVectorIndex, SqliteVectorOptions};
 use hybrid_sync::{
     batch::{EmbedRows, Enrich, Summarise},
     job::QueuedJobs,
@@ -16,13 +20,15 @@ use hybrid_sync::{
 };
 use tokio::task::JoinSet;
 
-use super::models::{ModelUrl, OpenAiKey};
+use super::models::{OfferedModel, OpenAiKey};
 use crate::{label_job::LabelHandler, site::Site};
 
 /// How soon a changed list of API keys counts.
 const KEYS_EVERY: Duration = Duration::from_secs(5);
 const SHIP_EVERY: Duration = Duration::from_secs(60);
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+/// Where customers keep records.
+const COLLECTIONS: [&str; 2] = ["conversations", "reviews"];
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// The surface, by flags.
@@ -56,12 +62,19 @@ pub struct Surface {
     /// What else may be ordered there than `label`; once for each. The kitchen needs the models for it.
     #[arg(long, value_name = "KIND", requires = "jobs")]
     pub offer: Vec<Batch>,
-    /// Chat by openai+http://localhost:1234/v1#model (LM Studio, Ollama, mlx-lm and the like) or bedrock://model-id.
-    #[arg(long, value_name = "URL")]
-    pub chat: Vec<ModelUrl>,
+    /// Chat by openai+http://localhost:1234/v1#model (LM Studio, Ollama, mlx-lm and the like) or bedrock://model-id. With name= before it, customers ask for it
+    /// by that name.
+    #[arg(long, value_name = "[NAME=]URL")]
+    pub chat: Vec<OfferedModel>,
     /// Embed by a model that is named in the same way.
-    #[arg(long, value_name = "URL")]
-    pub embed: Vec<ModelUrl>,
+    #[arg(long, value_name = "[NAME=]URL")]
+    pub embed: Vec<OfferedModel>,
+    /// Keep customers' documents at /v1/vectors, in an index of vectors of this length, embedded by the first model that embeds.
+    #[arg(long, value_name = "LENGTH")]
+    pub documents: Option<usize>,
+    /// Keep customers' records at /v1/records, in the collections conversations and reviews.
+    #[arg(long)]
+    pub records: bool,
     /// The key of servers that speak the OpenAI API and ask for one.
     #[arg(long, env = "HYBRID_OPENAI_API_KEY", hide_env_values = true)]
     pub openai_api_key: Option<OpenAiKey>,
@@ -137,11 +150,25 @@ impl Surface {
             http = http.files(files.clone());
             tasks.spawn(sweep(files, self.api_keys.clone(), site.clone(), stop.clone()));
         }
-        for url in &self.chat {
-            http = http.chat(url.model(), url.chat(self.openai_api_key.as_ref()).await?);
+        for OfferedModel { name, url } in &self.chat {
+            http = http.chat(name.as_str(), url.chat(self.openai_api_key.as_ref()).await?);
         }
-        for url in &self.embed {
-            http = http.embed(url.model(), url.embed(self.openai_api_key.as_ref()).await?);
+        for OfferedModel { name, url } in &self.embed {
+            http = http.embed(name.as_str(), url.embed(self.openai_api_key.as_ref()).await?);
+        }
+        if let Some(length) = self.documents {
+            let index = SqliteVectorIndex::open(
+                site.storefront().join("documents.db"),
+                documents(length)?,
+                SqliteVectorOptions::default(),
+            )?;
+            http = http.vectors(Arc::new(index), self.embed.first().map(|model| model.name.as_str()));
+        }
+        if self.records {
+            let options = SqliteRecordOptions { clock: site.clock(), ..SqliteRecordOptions::default() };
+            let store = SqliteRecordStore::open(site.storefront().join("records.db"), options)?;
+            let collections = COLLECTIONS.map(CollectionName::new).into_iter().collect::<Result<Vec<_>>>()?;
+            http = http.records(Arc::new(store), collections);
         }
         Ok((http, running))
     }
@@ -231,6 +258,12 @@ async fn tenants(keys: Option<PathBuf>) -> Result<Vec<TenantId>> {
     tenants.sort();
     tenants.dedup();
     Ok(tenants)
+}
+
+/// Documents that are found by what they say, and by two things that are said of them.
+fn documents(length: usize) -> Result<VectorSchema> {
+    let schema = VectorSchema::new(length, Metric::Cosine)?.with_field("text", FieldKind::Stored)?;
+    schema.with_field("language", FieldKind::Text)?.with_field("year", FieldKind::Number)
 }
 
 fn money(text: &str) -> Result<Money> {

@@ -18,6 +18,7 @@ mod kitchen_jobs;
 mod policy;
 mod programs;
 mod quickstart;
+mod seen;
 #[path = "../../../hybrid-core/tests/support/small_disk.rs"]
 mod small_disk;
 mod surface;

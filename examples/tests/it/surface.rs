@@ -92,6 +92,7 @@ async fn a_customer_with_a_key_chats_and_orders_work_and_everything_is_audited()
     assert_eq!((&job["status"], &job["output"]["version"]), (&json!("succeeded"), &json!(2)), "{job}");
     let counted: u64 = job["output"]["labels"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
     assert_eq!(counted, 800);
+    assert!(!job.to_string().contains(site), "the kitchen's folder is nobody's business: {job}");
     assert_eq!(answer(client.get(&path).bearer_auth(&florist)).await.0, 404);
 
     let output = at(&format!("/files/{}/content", job["output"]["output_file_id"].as_str().unwrap()));
@@ -110,6 +111,61 @@ async fn a_customer_with_a_key_chats_and_orders_work_and_everything_is_audited()
     // The folder has one segment more: the one that the next start would write to.
     let entries = |said: &str| said.split(" in ").next().unwrap().to_owned();
     assert_eq!(entries(&here), entries(&there), "everything was shipped when it stopped");
+}
+
+#[tokio::test]
+async fn a_customer_keeps_documents_and_records_over_a_restart_until_they_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = OpenAiServer::start().await.unwrap();
+    // Embeds a text by its first letter.
+    model.answer_with(|request| {
+        let texts: Vec<String> = serde_json::from_value(request.json()["input"].clone()).unwrap();
+        let vector = |text: &str| if text.to_lowercase().starts_with('w') { [1.0, 0.1] } else { [0.1, 1.0] };
+        let data = texts.iter().enumerate();
+        let data: Vec<_> =
+            data.map(|(i, text)| json!({ "object": "embedding", "index": i, "embedding": vector(text) })).collect();
+        let usage = json!({ "prompt_tokens": 3, "total_tokens": 3 });
+        Answer::json(200, &json!({ "object": "list", "data": data, "model": "nomic", "usage": usage }))
+    });
+    let (list, [bakery, florist]) = keys(folder.path(), ["bakery", "florist"]);
+    let (site, embed) = (folder.path().to_str().unwrap(), format!("letters=openai+{}#nomic", model.base_url()));
+    let flags = ["--site", site, "--listen", "127.0.0.1:0", "--api-keys", list.to_str().unwrap(), "--records"];
+    let flags: Vec<_> = flags.into_iter().chain(["--embed", &embed, "--documents", "2"]).collect();
+    let client = Client::new();
+    let mut storefront = Running::start(env!("CARGO_BIN_EXE_storefront"), &flags);
+    let root = storefront.line();
+
+    let documents = json!({ "documents": [
+        { "id": "faq/1", "text": "We open at six.", "metadata": { "language": "en" } },
+        { "id": "faq/2", "text": "Rye is out." },
+    ]});
+    let (status, kept) = answer(client.post(format!("{root}/v1/vectors")).bearer_auth(&bakery).json(&documents)).await;
+    assert_eq!((status, &kept["usage"]["total_tokens"]), (200, &json!(3)), "{kept}");
+    let nearest = async |root: &str, key: &str| {
+        let ask = json!({ "text": "When do you open?", "k": 1 });
+        answer(client.post(format!("{root}/v1/vectors/query")).bearer_auth(key).json(&ask)).await.1["data"].take()
+    };
+    assert_eq!(nearest(&root, &bakery).await[0]["metadata"]["text"], "We open at six.");
+    assert_eq!(nearest(&root, &florist).await, json!([]));
+    let review = json!({ "key": "42", "value": { "text": "Two rye loaves", "label": "order" } });
+    let put = client.post(format!("{root}/v1/records/reviews")).bearer_auth(&bakery).json(&review);
+    assert_eq!(answer(put).await.0, 200);
+    // A key that does not name it has no business with all of a tenant's records.
+    assert_eq!(answer(client.get(format!("{root}/v1/records")).bearer_auth(&bakery)).await.0, 403);
+    storefront.stop();
+
+    let mut storefront = Running::start(env!("CARGO_BIN_EXE_storefront"), &flags);
+    let root = storefront.line();
+    let record = format!("{root}/v1/records/reviews/42");
+    let (_, found) = answer(client.get(&record).bearer_auth(&bakery)).await;
+    assert_eq!(found["value"]["label"], "order", "{found}");
+    assert_eq!(nearest(&root, &bakery).await[0]["id"], "faq/1");
+    let gone = client.post(format!("{root}/v1/vectors/delete")).bearer_auth(&bakery).json(&json!({ "ids": ["faq/1"] }));
+    assert_eq!(answer(gone).await.0, 200);
+    assert_eq!(nearest(&root, &bakery).await[0]["id"], "faq/2");
+    assert_eq!(answer(client.delete(&record).bearer_auth(&bakery)).await.0, 200);
+    assert_eq!(answer(client.get(&record).bearer_auth(&bakery)).await.0, 404);
+    storefront.stop();
 }
 
 #[tokio::test]

@@ -35,6 +35,8 @@ pub(super) struct Gate {
 struct Shared {
     policies: Policies,
     server: String,
+    /// Bedrock, where it is another server.
+    bedrock: String,
     client: reqwest::Client,
     decided: Mutex<Vec<Decided>>,
 }
@@ -50,14 +52,22 @@ pub(super) struct Decided {
 
 impl Gate {
     /// A gate before `server`, for as long as the runtime lives.
-    pub(super) async fn open(server: &str, policies: Policies) -> Self {
-        let (server, client) = (server.to_owned(), reqwest::Client::new());
-        let shared = Arc::new(Shared { policies, server, client, decided: Mutex::default() });
+    pub(super) async fn open(server: &str, bedrock: &str, policies: Policies) -> Self {
+        let (server, bedrock, client) = (server.to_owned(), bedrock.to_owned(), reqwest::Client::new());
+        let shared = Arc::new(Shared { policies, server, bedrock, client, decided: Mutex::default() });
         let router = Router::new().fallback(pass).with_state(Arc::clone(&shared));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, router).await });
         Self { endpoint, shared }
+    }
+
+    /// Whether a role may do something that nobody has done.
+    pub(super) fn decide(&self, role: &str, action: &str, resource: &str, context: &[(&'static str, &str)]) -> bool {
+        let Policies { roles, bucket } = &self.shared.policies;
+        let (_, policy) = roles.values().find(|(name, _)| name == role).unwrap();
+        let context = context.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+        Call { action: action.to_owned(), resource: resource.to_owned(), context }.is_allowed(policy, bucket)
     }
 
     pub(super) fn decided(&self) -> Vec<Decided> {
@@ -68,16 +78,20 @@ impl Gate {
 async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, 64 << 20).await.unwrap();
-    let call = Call::of(&parts.method, &parts.uri, &parts.headers, &body);
+    let calls = Call::all_of(&parts.method, &parts.uri, &parts.headers, &body);
     let key = access_key(&parts.headers);
     let (role, policy) = shared.policies.roles.get(&key).unwrap_or_else(|| panic!("nobody has the key {key}"));
-    let allowed = call.is_allowed(policy, &shared.policies.bucket);
-    let (action, resource) = (call.action.clone(), call.resource.clone());
-    shared.decided.lock().unwrap().push(Decided { role: role.clone(), action, resource, allowed });
-    if !allowed {
-        return call.refusal();
+    for call in &calls {
+        let allowed = call.is_allowed(policy, &shared.policies.bucket);
+        let (action, resource) = (call.action.clone(), call.resource.clone());
+        shared.decided.lock().unwrap().push(Decided { role: role.clone(), action, resource, allowed });
+        if !allowed {
+            return call.refusal();
+        }
     }
-    let url = format!("{}{}", shared.server, parts.uri.path_and_query().unwrap());
+    let is_bedrocks = calls.iter().any(|call| call.action.starts_with("bedrock:"));
+    let server = if is_bedrocks { &shared.bedrock } else { &shared.server };
+    let url = format!("{server}{}", parts.uri.path_and_query().unwrap());
     let answer = shared.client.request(parts.method, url).headers(parts.headers).body(body).send().await.unwrap();
     let (status, mut headers) = (answer.status(), answer.headers().clone());
     headers.remove("transfer-encoding");
@@ -100,10 +114,44 @@ struct Call {
 }
 
 impl Call {
-    fn of(method: &Method, uri: &Uri, headers: &HeaderMap, body: &Bytes) -> Self {
+    /// What a request asks for, each with a permission of its own.
+    fn all_of(method: &Method, uri: &Uri, headers: &HeaderMap, body: &Bytes) -> Vec<Self> {
+        let of_bedrock = ["/model-import-jobs", "/imported-models/", "/model/"];
         match headers.get("x-amz-target") {
-            Some(target) => Self::to_queue(target.to_str().unwrap(), body),
-            None => Self::to_bucket(method, uri, headers),
+            Some(target) => vec![Self::to_queue(target.to_str().unwrap(), body)],
+            None if of_bedrock.iter().any(|path| uri.path().starts_with(path)) => Self::to_bedrock(method, uri, body),
+            None => vec![Self::to_bucket(method, uri, headers)],
+        }
+    }
+
+    /// As the service authorization reference has it; an order is also a role that is passed on.
+    fn to_bedrock(method: &Method, uri: &Uri, body: &Bytes) -> Vec<Self> {
+        // The scripted server has an account of its own.
+        let path = percent_decode(uri.path()).replace(":123456789012:", ":000000000000:");
+        let parts: Vec<_> = path.trim_start_matches('/').splitn(2, '/').collect();
+        let ours = |kind: &str, id: &str| match id.starts_with("arn:") {
+            true => id.to_owned(),
+            false => format!("arn:aws:bedrock:us-east-1:000000000000:{kind}/{id}"),
+        };
+        let call =
+            |action: &str, resource: String| Self { action: action.to_owned(), resource, context: BTreeMap::new() };
+        match (method.as_str(), parts.as_slice()) {
+            ("POST", ["model-import-jobs"]) => {
+                let order: Value = serde_json::from_slice(body).unwrap();
+                let passed = call("iam:PassRole", order["roleArn"].as_str().unwrap().to_owned());
+                let context = BTreeMap::from([("iam:PassedToService", "bedrock.amazonaws.com".to_owned())]);
+                vec![call("bedrock:CreateModelImportJob", "*".to_owned()), Self { context, ..passed }]
+            }
+            ("GET", ["model-import-jobs", id]) => {
+                vec![call("bedrock:GetModelImportJob", ours("model-import-job", id))]
+            }
+            ("GET", ["imported-models", id]) => vec![call("bedrock:GetImportedModel", ours("imported-model", id))],
+            ("POST", ["model", rest]) => {
+                let (model, operation) = rest.rsplit_once('/').unwrap();
+                assert_eq!(operation, "invoke", "a call that the gate does not know");
+                vec![call("bedrock:InvokeModel", model.to_owned())]
+            }
+            _ => panic!("a call that the gate does not know: {method} {path}"),
         }
     }
 
@@ -176,7 +224,7 @@ impl Call {
                 let (found, expected) = (self.context.get(key.as_str()), expected.as_str().unwrap());
                 match operator.as_str() {
                     "Null" => found.is_none() == (expected == "true"),
-                    "Bool" => found.is_some_and(|found| found == expected),
+                    "Bool" | "StringEquals" => found.is_some_and(|found| found == expected),
                     other => panic!("an operator that the gate does not know: {other}"),
                 }
             })
@@ -185,6 +233,10 @@ impl Call {
 
     fn refusal(&self) -> Response {
         let message = format!("User is not authorized to perform: {} on resource: {}", self.action, self.resource);
+        if self.action.starts_with("bedrock:") || self.action.starts_with("iam:") {
+            let headers = [("content-type", "application/json"), ("x-amzn-errortype", "AccessDeniedException")];
+            return (StatusCode::FORBIDDEN, headers, json!({ "message": message }).to_string()).into_response();
+        }
         if self.action.starts_with("sqs:") {
             let body = json!({ "__type": "com.amazon.coral.service#AccessDeniedException", "message": message });
             return (StatusCode::FORBIDDEN, [("content-type", "application/x-amz-json-1.0")], body.to_string())

@@ -4,6 +4,7 @@
 //! nobody for permission; the [gate] before it does, by the very policies that the server has of the stack. What stays untested: the function and its API,
 //! who may take a role, and whatever AWS does otherwise than its documentation says.
 
+mod bedrock;
 mod gate;
 
 use std::{collections::BTreeSet, path::Path, process::Command, time::Duration};
@@ -40,15 +41,23 @@ struct Stack {
 
 impl Stack {
     async fn deploy() -> Self {
+        Self::deploy_with(&[], "").await
+    }
+
+    /// The same with more parameters, and with another server for Bedrock.
+    async fn deploy_with(parameters: &[(&str, &str)], bedrock: &str) -> Self {
         let (server, python) = (Ministack::start().unwrap(), Python::servers().unwrap());
-        let arguments = [server.endpoint(), TEMPLATE, LEFT_OUT, PRINCIPAL];
+        let more: serde_json::Map<_, _> =
+            parameters.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+        let more = Value::from(more).to_string();
+        let arguments = [server.endpoint(), TEMPLATE, LEFT_OUT, PRINCIPAL, &more];
         let made: Value = serde_json::from_str(&python.run(include_str!("stack.py"), &arguments).unwrap()).unwrap();
         let of_role = |role: &str| {
             let key = made["credentials"][role][0].as_str().unwrap().to_owned();
             (key, (role.to_owned(), made["roles"][role].clone()))
         };
         let policies = Policies { roles: ROLES.map(of_role).into(), bucket: made["bucket_policy"].clone() };
-        let gate = Gate::open(server.endpoint(), policies).await;
+        let gate = Gate::open(server.endpoint(), bedrock, policies).await;
         Self { made, gate, _server: server }
     }
 

@@ -6,7 +6,7 @@ import sys
 import boto3
 import yaml
 
-endpoint, template, left_out, principal = sys.argv[1:5]
+endpoint, template, left_out, principal, more = sys.argv[1:6]
 client = lambda service: boto3.client(
     service, endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
 )
@@ -35,7 +35,7 @@ for name in left_out.split(","):
     del stack["Resources"][name]
 
 formation = client("cloudformation")
-parameters = {"Name": "hybrid", "KitchenPrincipal": principal, "CollectorPrincipal": principal}
+parameters = {"Name": "hybrid", "KitchenPrincipal": principal, "CollectorPrincipal": principal, **json.loads(more)}
 formation.create_stack(
     StackName="hybrid",
     TemplateBody=json.dumps(stack),
@@ -49,12 +49,20 @@ outputs = {output["OutputKey"]: output["OutputValue"] for output in made["Output
 s3, sqs, iam = client("s3"), client("sqs"), client("iam")
 bucket = outputs["Artifacts"].removeprefix("s3://")
 attributes = lambda url: sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
-policy = lambda role: iam.get_role_policy(RoleName=role, PolicyName="part")["PolicyDocument"]
+
+
+def policy(role):
+    names = iam.list_role_policies(RoleName=role)["PolicyNames"]
+    assert "part" in names, names
+    documents = [iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"] for name in names]
+    return {"Statement": [statement for document in documents for statement in document["Statement"]]}
+
+
 encryption = s3.get_bucket_encryption(Bucket=bucket)["ServerSideEncryptionConfiguration"]["Rules"][0]
 alarms = client("cloudwatch").describe_alarms()["MetricAlarms"]
 sts = client("sts")
 assume = lambda role: sts.assume_role(RoleArn=outputs[f"{role.capitalize()}RoleArn"], RoleSessionName="test")["Credentials"]
-roles = {role: outputs[f"{role.capitalize()}RoleArn"].rsplit("/", 1)[1] for role in ("storefront", "kitchen", "collector")}
+roles = {role: outputs[f"{role.capitalize()}RoleArn"].rsplit("/", 1)[1] for role in ("storefront", "kitchen", "collector", "bedrock") if f"{role.capitalize()}RoleArn" in outputs}
 print(
     json.dumps(
         {

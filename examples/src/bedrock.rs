@@ -1,0 +1,170 @@
+//! Models of one's own on Bedrock, for the storefront to serve: a version of the kitchen's that is imported there, or a base model of Bedrock's that is
+//! fine-tuned there on judged conversations.
+//!
+//! ```sh
+//! bedrock --site ~/hybrid --artifacts 's3://BUCKET?region=us-east-1' --role BEDROCK_ROLE_ARN import --model baker
+//! storefront … --chat baker=bedrock://arn:aws:bedrock:us-east-1:123456789012:imported-model/abcdef123456
+//! ```
+//!
+//! Both take minutes to hours at Bedrock. A command that is interrupted, or run again on another machine, finds the job that it has ordered and goes on with it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use clap::{Parser, Subcommand};
+use hybrid_cloud::bedrock::custom::{
+    BedrockTrainer, BedrockTrainerOptions, ImportRun, ModelImport, ModelImportOptions,
+};
+use hybrid_core::{
+    BaseModel, Cancellation, CandidateOutput, ChannelName, DatasetName, DatasetRef, Error, Key, ModelName, Result,
+    TenantId, TrainPlan, TrainRun, Trainer,
+};
+use hybrid_sync::registry::{FetchOptions, Namespace, Registry};
+use serde_json::Value;
+
+use crate::{
+    kitchen::{LogLines, signals},
+    locations::{self, Locations},
+    log::say,
+    serving::Channels,
+    site::{Site, make_folder},
+};
+
+/// Brings models of one's own to Bedrock. Says at the end what the storefront's --chat takes.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Args {
+    /// Where the site is; its bucket has to be on S3.
+    #[command(flatten)]
+    pub locations: Locations,
+    /// The role that Bedrock takes to read and write the bucket's exports: the stack's output BedrockRoleArn.
+    #[arg(long)]
+    pub role: String,
+    /// Where Bedrock is, as behind a model's question mark: region=us-east-1, which has to be the bucket's, and for a server that is not AWS's endpoint=http://…
+    #[arg(long, default_value = "")]
+    pub bedrock: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What can be brought to Bedrock.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Action {
+    /// Imports the version of a chat model that is in service: a model in Hugging Face layout with its weights whole, as Bedrock takes them.
+    Import {
+        /// The model.
+        #[arg(long)]
+        model: ModelName,
+        /// The channel whose version it is.
+        #[arg(long, default_value_t = ChannelName::stable())]
+        channel: ChannelName,
+    },
+    /// Fine-tunes a base model of Bedrock's on a dataset of judged conversations.
+    Tune {
+        /// The base model, such as amazon.nova-micro-v1:0:128k.
+        #[arg(long)]
+        base: String,
+        /// The dataset of judgments of the task chat.
+        #[arg(long)]
+        dataset: DatasetName,
+        /// Whose dataset it is.
+        #[arg(long, default_value_t = TenantId::single())]
+        tenant: TenantId,
+        /// What the model is to be called.
+        #[arg(long)]
+        model: ModelName,
+        /// A hyperparameter, such as epochs=3; Bedrock's own default where left out.
+        #[arg(long = "set", value_name = "NAME=VALUE", value_parser = hyperparameter)]
+        hyperparameters: Vec<(String, Value)>,
+        /// Another seed is another job: for a plan whose job has failed for good.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+}
+
+/// Does it, and says on standard output under which URL the model is called.
+///
+/// # Errors
+/// [`NotFound`](hybrid_core::ErrorKind::NotFound) if no version is in service, or the dataset is empty; those of [`ModelImport`] and [`BedrockTrainer`]; an interrupt, after
+/// which the job goes on at Bedrock.
+pub async fn run(args: Args) -> Result<()> {
+    let Args { locations, role, bedrock, action } = args;
+    let site = Site::open(&locations).await?;
+    let cancel = Cancellation::new();
+    let interrupted = cancel.clone();
+    tokio::spawn(async move {
+        signals().await;
+        interrupted.cancel();
+    });
+    let called = match action {
+        Action::Import { model, channel } => import(&site, role, &bedrock, (model, channel), cancel).await?,
+        Action::Tune { base, dataset, tenant, model, hyperparameters, seed } => {
+            let dataset = DatasetRef::fix(&*site.store(), &tenant, &dataset).await?;
+            if dataset.segments.is_empty() {
+                let message = "there are no judgments to learn from";
+                return Err(Error::not_found("order fine-tuning", message).with("dataset", dataset.name));
+            }
+            let plan = TrainPlan {
+                model,
+                method: BedrockTrainer::METHOD.to_owned(),
+                base: Some(BaseModel::Provider(base)),
+                dataset,
+                hyperparameters: BTreeMap::from_iter(hyperparameters),
+                seed,
+            };
+            tune(&site, role, &bedrock, &plan, cancel).await?
+        }
+    };
+    let query = if bedrock.is_empty() { bedrock } else { format!("?{bedrock}") };
+    say(std::io::stdout(), format_args!("bedrock://{called}{query}"));
+    Ok(())
+}
+
+/// Imports the version in service, which is verified as for any who would serve it; answers with the model's ARN.
+async fn import(
+    site: &Site,
+    role: String,
+    bedrock: &str,
+    id: (ModelName, ChannelName),
+    cancel: Cancellation,
+) -> Result<String> {
+    let none = || Error::not_found("import model", "no version of this model is in service; release one first");
+    let channels = Channels::open(site)?;
+    let digest = channels.in_service(&id).await?.ok_or_else(|| none().with("model", &id.0).with("channel", &id.1))?;
+    let cache = site.kitchen().join("models");
+    make_folder(&cache)?;
+    let options = FetchOptions { cancel: cancel.clone(), ..FetchOptions::default() };
+    let registry = Registry::new(site.store(), Namespace::root());
+    let fetched = registry.fetch(digest, &site.trust()?, &cache, options).await?;
+
+    let config = locations::aws_config("connect to Bedrock", bedrock).await?;
+    let staging = site.locations().open_staging().await?;
+    let import = ModelImport::new(&config, staging, ModelImportOptions::new(role, Key::new("exports/import")?))?;
+    let run = ImportRun { progress: Arc::new(LogLines), cancel, clock: site.clock() };
+    Ok(import.import(&id.0, digest, &fetched.folder, &run).await?.arn)
+}
+
+/// Fine-tunes by plan; answers with the id under which the model is called.
+async fn tune(site: &Site, role: String, bedrock: &str, plan: &TrainPlan, cancel: Cancellation) -> Result<String> {
+    let config = locations::aws_config("connect to Bedrock", bedrock).await?;
+    let staging = site.locations().open_staging().await?;
+    let options = BedrockTrainerOptions::new(role, Key::new("exports/training")?);
+    let trainer = BedrockTrainer::new(&config, staging, options)?;
+    let scratch = site.kitchen().join("bedrock").join(plan.model.as_str());
+    make_folder(&scratch)?;
+    let run = TrainRun { store: site.store(), scratch, progress: Arc::new(LogLines), cancel, clock: site.clock() };
+    match trainer.train(plan, &run).await?.output {
+        CandidateOutput::Hosted { id, .. } => Ok(id),
+        other => {
+            Err(Error::internal("fine-tune", "the trainer left no hosted model")
+                .with("output", format_args!("{other:?}")))
+        }
+    }
+}
+
+fn hyperparameter(text: &str) -> Result<(String, Value)> {
+    let refuse = || Error::invalid("parse hyperparameter", "expected a name and a value, such as epochs=3");
+    let (name, value) = text.split_once('=').ok_or_else(|| refuse().with("found", text))?;
+    // What is no JSON is a text, so that format=messages needs no quotes that a shell would take away.
+    Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
+}
