@@ -122,15 +122,13 @@ impl JobHandler for QuantizeHandler {
         let source = self.kitchen.join("bases").join(job.model.as_str());
         if !source.is_dir() {
             let message = "no such model; put its folder in Hugging Face layout below the kitchen's bases";
-            return Err(Error::invalid("quantize model", message)
-                .with("field", "model")
-                .with("path", source.display()));
+            return Err(Error::invalid("quantize model", message).with("path", source.display()));
         }
         let text = self.text(cx).await?;
         let unmeasured = QualityBudget { bytes: job.budget.bytes, ..QualityBudget::default() };
         if text.is_none() && job.budget != unmeasured {
             let message = "the budget needs a text to compare on; name an input file";
-            return Err(Error::invalid("quantize model", message).with("field", "budget"));
+            return Err(Error::invalid("quantize model", message));
         }
         let name = job.model.as_str().replace('/', "-");
         let file = PathBuf::from("quantized").join(format!("{name}-{}-{}.gguf", job.mix, cx.job.id));

@@ -31,17 +31,24 @@ pub(crate) struct Base {
 }
 
 impl Base {
+    /// Checks that `folder` has the files of an encoder.
+    ///
+    /// # Errors
+    /// `NotFound` that names the missing file and how to get it.
+    pub(crate) fn check_files(folder: &Path) -> Result<()> {
+        match [CONFIG, TOKENIZER, WEIGHTS].into_iter().find(|name| !folder.join(name).is_file()) {
+            Some(name) => Err(missing(folder, name)),
+            None => Ok(()),
+        }
+    }
+
     /// Reads the model in `folder`, if it fits into the memory that is free and into `limit` bytes.
     ///
     /// # Errors
     /// `NotFound` that names the missing file and how to get it; `Corrupt` and `Unsupported` that name file and fault.
     pub(crate) fn read(folder: &Path, limit: Option<u64>) -> Result<Self> {
+        Self::check_files(folder)?;
         let path = |name: &str| folder.join(name);
-        for name in [CONFIG, TOKENIZER, WEIGHTS] {
-            if !path(name).is_file() {
-                return Err(missing(folder, name));
-            }
-        }
         let named = |name: &'static str| {
             let path = path(name);
             move |error: Error| error.with("path", path.display())

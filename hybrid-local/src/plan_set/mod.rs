@@ -8,7 +8,7 @@
 //!
 //! ```no_run
 //! use std::sync::Arc;
-//! use hybrid_core::{CallContext, Result, Timestamp, TrainRun};
+//! use hybrid_core::{CallContext, Result, Timestamp, TrainRun, Trainer};
 //! use hybrid_local::{
 //!     Device, TextClassifierLoader, TextClassifierTrainer,
 //!     evaluation::{Contender, Evaluator, EvaluatorOptions, GoldenSet},
@@ -16,7 +16,7 @@
 //! };
 //!
 //! # async fn choose(plans: Vec<NamedPlan>, golden: GoldenSet, run: TrainRun, cx: CallContext) -> Result<()> {
-//! let set = PlanSet::new([Arc::new(TextClassifierTrainer::new(Device::cpu())) as _]);
+//! let set = PlanSet::new([Arc::new(TextClassifierTrainer::new(Device::cpu())) as Arc<dyn Trainer>]);
 //! let loader = TextClassifierLoader::new(Device::cpu());
 //! let evaluator = Evaluator::classify(EvaluatorOptions { candidates: plans.len(), ..EvaluatorOptions::default() })?;
 //!

@@ -26,8 +26,8 @@ const PROCESS: u64 = 96 << 20;
 /// Bytes that the run takes at most.
 ///
 /// Beside the weights these are: for each number trained itself, its two moments and its gradient, where some lessons are held out the best
-/// so far, and what a checkpoint is written of; for each token what layers keep for their way back; and a portion of logits. Measured runs
-/// took between eight and ten tenths of it.
+/// so far, and what a checkpoint is written of; for each token what layers keep for their way back; and a portion of logits. The tests in
+/// `footprint` hold it against processes that train.
 pub(super) fn needed(config: &DecoderConfig, settings: &TrainSettings, demand: Demand) -> u64 {
     let Demand { base, trained, rows, longest, taped } = demand;
     let held_out = u64::from(settings.hold_out > 0.0);

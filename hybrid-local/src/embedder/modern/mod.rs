@@ -15,7 +15,7 @@ use crate::{
     Device,
     decoder::rope::{Frequencies, Rope},
     device::tensor_error,
-    encoder::{Batch, Linear, missing},
+    encoder::{Base, Batch, Linear},
     files::{self, CONFIG, MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, TOKENIZER, WEIGHTS},
     ops::{Activation, Operators},
     tensors::{self, Tensors},
@@ -67,12 +67,8 @@ impl Modern {
     /// # Errors
     /// `NotFound` that names the missing file and how to get it; `Corrupt` and `Unsupported` that name file and fault.
     pub(super) fn read(folder: &Path, device: &Device, limit: Option<u64>) -> Result<(Self, Vec<u8>)> {
+        Base::check_files(folder)?;
         let path = |name: &str| folder.join(name);
-        for name in [CONFIG, TOKENIZER, WEIGHTS] {
-            if !path(name).is_file() {
-                return Err(missing(folder, name));
-            }
-        }
         let named = |name: &'static str| {
             let path = path(name);
             move |error: Error| error.with("path", path.display())

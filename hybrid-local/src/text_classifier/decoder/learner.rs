@@ -49,7 +49,7 @@ pub(in crate::text_classifier) struct HeadLearner<'a> {
 
 /// What is under the head.
 enum Body<'a> {
-    Whole(Headed),
+    Whole(Box<Headed>),
     Beside(&'a Headed, Hung),
 }
 
@@ -113,7 +113,7 @@ impl<'a> Method for &'a HeadMethod<'a> {
             }
             _ => {
                 let (network, variables) = base.trainable(device)?;
-                (Body::Whole(network), variables)
+                (Body::Whole(Box::new(network)), variables)
             }
         };
         variables.insert(HEAD.to_owned(), self.head(phase).map_err(tensor_error("begin training"))?);
