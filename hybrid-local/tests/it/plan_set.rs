@@ -150,7 +150,7 @@ impl Trainer for Stopped {
     async fn train(&self, plan: &TrainPlan, run: &TrainRun) -> Result<Candidate> {
         let count = {
             let mut begun = self.begun.lock().unwrap();
-            begun.push(plan.hyperparameters["dimension"].as_u64().unwrap());
+            begun.push(plan.hyperparameters.get("dimension").and_then(serde_json::Value::as_u64).unwrap_or_default());
             begun.len()
         };
         if count == self.at {
