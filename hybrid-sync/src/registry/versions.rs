@@ -28,7 +28,7 @@ const OPERATION: &str = "bring version";
 ///   `<model>.<channel>.named.floor.json`, and nothing older is taken later. Processes take turns at it.
 /// - With the store away, a channel means the version that it was last seen to name, if the cache has that.
 ///
-/// What is in service and has to be swapped while requests go on is a [`LiveModel`](crate::LiveModel) instead.
+/// What is in service and has to be swapped while requests go on is a [`LiveModel`](crate::live::LiveModel) instead.
 #[derive(Clone, Debug)]
 pub struct RegistryVersions {
     registry: Registry,
