@@ -48,11 +48,12 @@ def make(folder):
             mean = (rows * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
             return torch.nn.functional.normalize(mean, dim=1)
 
-    ids = torch.ones((2, 16), dtype=torch.int64)
+    # Two tensors: of one, the exporter would make one input.
+    ids, mask = torch.ones((2, 16), dtype=torch.int64), torch.ones((2, 16), dtype=torch.int64)
     sizes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
     part = f"{whole}.part"
     torch.onnx.export(
-        Embedder().eval(), (ids, ids), part, input_names=["input_ids", "attention_mask"], output_names=["embeddings"],
+        Embedder().eval(), (ids, mask), part, input_names=["input_ids", "attention_mask"], output_names=["embeddings"],
         dynamic_shapes={"input_ids": sizes, "attention_mask": sizes}, dynamo=True, external_data=False,
     )
     os.rename(part, whole)
