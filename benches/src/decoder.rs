@@ -1,9 +1,9 @@
 //! A decoder on the processor beside llama.cpp: each side a process of its own that has read the same file, with as many threads.
 
 use std::{
-    io::{BufRead, BufReader, Lines, Write, stdin},
+    io::stdin,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::Command,
     time::Instant,
 };
 
@@ -15,7 +15,10 @@ use hybrid_core::{
 use hybrid_local::{DecoderLoader, Device};
 use serde::{Deserialize, Serialize};
 
-use crate::{context, must, noise, runtime};
+use crate::{
+    context, must, noise, runtime,
+    side::{Side, peak_mib},
+};
 
 /// Kinds of blocks, as the files are named.
 pub const KINDS: [&str; 3] = ["q4_k_m", "q4_0", "q8_0"];
@@ -42,48 +45,18 @@ pub struct Rates {
     pub peak_mib: f64,
 }
 
-/// A process that measures itself when it is asked.
-#[derive(Debug)]
-pub struct Side {
-    child: Child,
-    ask: ChildStdin,
-    answers: Lines<BufReader<ChildStdout>>,
+/// Ours, with the model in `file`, writing so many answers at a time.
+pub fn ours(file: &Path, threads: usize, streams: usize) -> Side<Rates> {
+    let mut command = Command::new(must(std::env::current_exe()));
+    command.arg(SIDE).arg(file).arg(streams.to_string()).env("RAYON_NUM_THREADS", threads.to_string());
+    Side::start(&mut command)
 }
 
-impl Side {
-    /// Ours, with the model in `file`, writing so many answers at a time.
-    pub fn ours(file: &Path, threads: usize, streams: usize) -> Self {
-        let mut command = Command::new(must(std::env::current_exe()));
-        command.arg(SIDE).arg(file).arg(streams.to_string()).env("RAYON_NUM_THREADS", threads.to_string());
-        Self::start(command)
-    }
-
-    /// llama.cpp, with the same.
-    pub fn peer(python: &Path, file: &Path, threads: usize, streams: usize) -> Self {
-        let mut command = Command::new(python);
-        command.arg(script()).arg("run").arg(file).arg(threads.to_string()).arg(streams.to_string());
-        Self::start(command)
-    }
-
-    fn start(mut command: Command) -> Self {
-        let mut child = must(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn());
-        let (Some(ask), Some(answers)) = (child.stdin.take(), child.stdout.take()) else { panic!("no pipes") };
-        Self { child, ask, answers: BufReader::new(answers).lines() }
-    }
-
-    /// One round.
-    pub fn measure(&mut self) -> Rates {
-        must(self.ask.write_all(b"\n").and_then(|()| self.ask.flush()));
-        let Some(answer) = self.answers.next() else { panic!("the process ended: {:?}", self.child.wait()) };
-        must(serde_json::from_str(&must(answer)))
-    }
-
-    /// Ends the process.
-    pub fn end(self) {
-        let Self { mut child, ask, .. } = self;
-        drop(ask);
-        must(child.wait());
-    }
+/// llama.cpp, with the same.
+pub fn peer(python: &Path, file: &Path, threads: usize, streams: usize) -> Side<Rates> {
+    let mut command = Command::new(python);
+    command.arg(script()).arg("run").arg(file).arg(threads.to_string()).arg(streams.to_string());
+    Side::start(&mut command)
 }
 
 /// Writes the models into `folder`, unless they are there.
@@ -179,14 +152,6 @@ async fn ask(backend: &dyn InferenceBackend<Chat>, letters: usize, seed: u64, an
         }
     }
     panic!("the answer has no end");
-}
-
-/// The most memory that this process has had, where the system says it in a file.
-fn peak_mib() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
-    kib.unwrap_or(f64::NAN) / 1_024.0
 }
 
 fn script() -> PathBuf {

@@ -45,6 +45,7 @@ pub(crate) fn size(path: &Path) -> Result<u64> {
 }
 
 /// The SHA-256 of a file.
+#[cfg_attr(not(any(feature = "decoder", feature = "evaluation")), allow(dead_code))]
 pub(crate) fn digest(operation: &'static str, path: &Path) -> Result<Digest> {
     let fail = |error| io_error(operation, path, error);
     let mut file = File::open(path).map_err(fail)?;

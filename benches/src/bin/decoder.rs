@@ -6,7 +6,7 @@
 use std::{num::NonZero, path::Path, thread::available_parallelism};
 
 use hybrid_benches::{
-    decoder::{KINDS, PYTHON, Rates, SIDE, STREAMS, Side, make, run},
+    decoder::{KINDS, PYTHON, Rates, SIDE, STREAMS, make, ours, peer, run},
     must,
     report::{ROUNDS, some_rounds},
     statistics::median,
@@ -34,8 +34,8 @@ fn main() {
         }
         eprintln!("measuring {kind}");
         let measure = |streams| {
-            let mut ours = Side::ours(&file, threads, streams);
-            let mut peer = Side::peer(python.as_ref(), &file, threads, streams);
+            let mut ours = ours(&file, threads, streams);
+            let mut peer = peer(python.as_ref(), &file, threads, streams);
             // The first round warms up.
             ours.measure();
             peer.measure();

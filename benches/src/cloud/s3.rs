@@ -41,7 +41,7 @@ pub struct Load {
 
 /// The loads that are measured: small objects, and large ones.
 pub const LOADS: [Load; 2] = [
-    Load { name: "4 KiB", size: 4 << 10, objects: 480, callers: 16 },
+    Load { name: "4 KiB", size: 4 << 10, objects: 2_400, callers: 16 },
     Load { name: "8 MiB", size: 8 << 20, objects: 16, callers: 4 },
 ];
 /// Objects of a listing: three pages.
