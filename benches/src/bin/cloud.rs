@@ -2,18 +2,18 @@
 //!
 //! `cargo run --release -p hybrid-benches --features cloud --bin cloud [-- s3 sqs model function]`; without names, all of them.
 
-use std::{cell::RefCell, fs, sync::Arc, time::Duration};
+use std::{cell::RefCell, fs, process::Command, sync::Arc, time::Duration};
 
 use hybrid_benches::{
     cloud::{
         cli::Cli,
         function::{self, Kind, Service, Started},
-        s3::{self, LISTED, LOADS, Load},
+        s3::{self, LISTED, LISTINGS, LOADS, Load},
         sqs::{self, BATCH, CALLERS},
     },
     must,
     registry::{Site, TENSORS, write_model},
-    report::{self, ROUNDS, rounds, some_rounds},
+    report::{self, rounds, some_rounds},
     scratch,
     statistics::median,
     table::{Figure, time},
@@ -53,7 +53,7 @@ fn s3(runtime: &Runtime) -> Vec<Figure> {
         figures.push(Figure::rate(&named("read"), unit, SDK, &gets, GOAL));
     }
     let (_, listed) = site.put(runtime, &ours, Load { objects: LISTED, size: 16, ..LOADS[0] });
-    let rate = |took: Duration| LISTED as f64 / took.as_secs_f64();
+    let rate = |took: Duration| (LISTED * LISTINGS) as f64 / took.as_secs_f64();
     let lists = rounds(|| rate(site.list(runtime, &ours, &listed)), || rate(site.list(runtime, &bare, &listed)));
     figures.push(Figure::rate(&format!("s3: list {LISTED} objects"), "objects/s", SDK, &lists, GOAL));
     figures
@@ -72,38 +72,46 @@ fn sqs(runtime: &Runtime) -> Vec<Figure> {
 
 fn model(runtime: &Runtime) -> Vec<Figure> {
     const MIB: usize = 256;
+    const TURNS: usize = 9;
     let site = s3::Site::start(runtime);
     let (cli, folder) = (Cli::install(site.server()), scratch());
     let file = write_model(&folder.path().join("model"), (MIB << 20) / TENSORS as usize / 4 * 4, 0);
     let path = file.path.display().to_string();
     let copy = |round: usize| (site.url(&format!("copy-{round}")), folder.path().join(format!("copy-{round}")));
     let rate = |took: Duration| MIB as f64 / took.as_secs_f64();
+    // What one turn leaves to be written must not slow the next.
+    let settle = || assert!(must(Command::new("sync").status()).success(), "sync failed");
     // What the command line needs to start at all is not its copying: it is measured beside each of its copies, and taken off.
     let starts = RefCell::new(Vec::new());
     let moved = |from: &str, to: &str| {
         let start = cli.start();
+        settle();
         starts.borrow_mut().push(start.as_secs_f64());
         rate(cli.copy(from, to).saturating_sub(start))
     };
 
     // Where a round has published, and what.
     let mut published = Vec::new();
-    let mut uploads = 0..ROUNDS;
-    let publishes = rounds(
+    let mut uploads = 0..TURNS;
+    let publishes = some_rounds(
+        TURNS,
         || {
             let home = folder.path().join(format!("site-{}", published.len()));
             must(fs::create_dir(&home));
             let registry = Site::new(Arc::new(site.store(&format!("registry-{}", published.len()))), &home);
+            settle();
             let (took, version) = timed(|| runtime.block_on(registry.publish(1, file.clone(), None)));
             published.push((registry, version.manifest));
             rate(took)
         },
         || moved(&path, &copy(uploads.next().unwrap_or_default()).0),
     );
-    let (mut versions, mut downloads) = (published.iter(), 0..ROUNDS);
-    let fetches = rounds(
+    let (mut versions, mut downloads) = (published.iter(), 0..TURNS);
+    let fetches = some_rounds(
+        TURNS,
         || {
             let (registry, manifest) = must(versions.next().ok_or("a round has published nothing"));
+            settle();
             rate(timed(|| runtime.block_on(registry.fetch(*manifest))).0)
         },
         || {

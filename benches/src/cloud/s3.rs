@@ -46,6 +46,8 @@ pub const LOADS: [Load; 2] = [
 ];
 /// Objects of a listing: three pages.
 pub const LISTED: usize = 3_000;
+/// Listings of one turn, one after the other.
+pub const LISTINGS: usize = 20;
 
 /// A server with a bucket.
 #[derive(Debug)]
@@ -116,7 +118,11 @@ impl Site {
     pub fn list(&self, runtime: &Runtime, side: &Side, prefix: &str) -> Duration {
         at_once(runtime, 1, |_| {
             let (side, prefix) = (side.clone(), format!("{prefix}/"));
-            async move { assert_eq!(black_box(side.list(&prefix).await).len(), LISTED) }
+            async move {
+                for _ in 0..LISTINGS {
+                    assert_eq!(black_box(side.list(&prefix).await).len(), LISTED);
+                }
+            }
         })
     }
 }

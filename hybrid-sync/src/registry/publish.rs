@@ -70,12 +70,12 @@ pub struct PublishOptions {
 }
 
 impl PublishOptions {
-    /// Eight chunks at once, no progress, never cancelled.
+    /// Sixteen chunks at once, no progress, never cancelled.
     pub fn new(publish_id: impl Into<String>, created: Timestamp) -> Self {
         Self {
             publish_id: publish_id.into(),
             created,
-            parallelism: 8,
+            parallelism: 16,
             progress: Arc::new(NoProgress),
             cancel: Cancellation::new(),
         }
