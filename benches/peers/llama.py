@@ -1,6 +1,5 @@
 """llama.cpp beside ours: writes a model of random weights, and measures it.
 
-    pip install llama-cpp-python==0.3.36 gguf==0.17.1
     llama.py make FOLDER        writes qwen3-{q4_k_m,q4_0,q8_0}.gguf, of the sizes of Qwen3-0.6B, unless they are there
     llama.py run FILE THREADS STREAMS
                                 for every line of input a prompt of 512 tokens and 64 more, or as many prompts and answers of 64 tokens as

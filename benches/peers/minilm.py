@@ -1,6 +1,5 @@
 """onnxruntime beside ours: writes an encoder of random weights, and measures it.
 
-    pip install onnxruntime==1.31.1 onnx==1.23.2 onnxscript==0.7.2 torch==2.15.0 transformers==5.23.0 tokenizers==0.23.3
     minilm.py make FOLDER        writes a model of the sizes of all-MiniLM-L6-v2, as sentence-transformers leaves it and as ONNX, unless it is there
     minilm.py run FOLDER THREADS for every line of input a line of JSON: texts a second, and the beginning of the first vector
 """

@@ -1,6 +1,5 @@
 """torch and PEFT beside ours: trains a decoder of random weights, and measures it.
 
-    pip install torch==2.15.0 transformers==5.23.0 peft==0.21.2
     torch_training.py lora|full SIZES THREADS    for every line of input a step: a line of JSON with tokens a second and MiB
 
 SIZES is what `benches/src/training.rs` writes: JSON with `texts`, `tokens`, `vocabulary`, `hidden`, `intermediate`, `layers`, `heads` and `rank`.

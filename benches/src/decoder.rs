@@ -24,8 +24,6 @@ use crate::{
 pub const KINDS: [&str; 3] = ["q4_k_m", "q4_0", "q8_0"];
 /// What the program is called with to be one of the two sides.
 pub const SIDE: &str = "--side";
-/// The environment's Python that has what `peers/llama.py` asks for.
-pub const PYTHON: &str = "HYBRID_LLAMA_CPP";
 /// Answers that are written at a time, where there is more than one.
 pub const STREAMS: usize = 8;
 /// Tokens of a prompt and of an answer.

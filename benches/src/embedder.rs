@@ -16,8 +16,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{context, must, runtime, side::Side};
 
-/// The environment's Python that has what `peers/minilm.py` asks for.
-pub const PYTHON: &str = "HYBRID_ONNXRUNTIME";
 /// What the program is called with to be our side.
 pub const SIDE: &str = "--side";
 /// Texts of a batch.

@@ -1,8 +1,9 @@
-//! The peer processes: packages of their own, because two versions of SQLite do not link together.
+//! The peers: those in Rust are a package of their own, because two versions of SQLite do not link together; the others are Python's.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -15,6 +16,17 @@ use crate::{
 
 /// Connections of the peer's pool. With more of them its writers meet at SQLite's lock and sleep, and it is slower.
 const CONNECTIONS: u32 = 1;
+
+/// The Python that has the peers: the one that `HYBRID_PEERS` names, or that of `benches/peers/install`, which installs them now if they are not there.
+pub fn python() -> OsString {
+    if let Some(python) = std::env::var_os("HYBRID_PEERS") {
+        return python;
+    }
+    let install = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/install");
+    let said = must(Command::new(install).stderr(Stdio::inherit()).output());
+    assert!(said.status.success(), "{install} failed: {}", said.status);
+    String::from_utf8_lossy(&said.stdout).trim_end().into()
+}
 
 /// The built program of the peers.
 #[derive(Debug)]

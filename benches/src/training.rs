@@ -27,8 +27,6 @@ use crate::{
 pub const KINDS: [&str; 2] = ["lora", "full"];
 /// What the program is called with to be our side.
 pub const SIDE: &str = "--side";
-/// The environment's Python that has what `peers/torch_training.py` asks for.
-pub const PYTHON: &str = "HYBRID_TRANSFORMERS";
 /// Steps that our side takes at most.
 const STEPS: usize = 100;
 

@@ -41,6 +41,11 @@ mod learning;
 #[cfg(any(feature = "classifier", feature = "decoder"))]
 #[cfg_attr(not(all(feature = "classifier", feature = "decoder")), allow(dead_code, unused_imports))]
 mod ops;
+// The tests from outside share it, and neither uses all of it.
+#[cfg(test)]
+#[allow(dead_code)]
+#[path = "../tests/it/peers.rs"]
+mod peers;
 #[cfg(feature = "evaluation")]
 pub mod plan_set;
 #[cfg(feature = "decoder")]

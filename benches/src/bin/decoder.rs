@@ -1,13 +1,13 @@
 //! Measures a decoder on the processor beside llama.cpp, round by round in one run, and prints one Markdown table.
 //!
-//! `HYBRID_LLAMA_CPP=…/bin/python cargo run --release -p hybrid-benches --bin decoder [-- q4_k_m q4_0 q8_0]`; the environment needs what
-//! `benches/peers/llama.py` says. Models of random weights, with the sizes of Qwen3-0.6B, are written once, below `target/bench-scratch`.
+//! `cargo run --release -p hybrid-benches --bin decoder [-- q4_k_m q4_0 q8_0]`. Models of random weights, with the sizes of Qwen3-0.6B, are written once, below `target/bench-scratch`.
 
 use std::{num::NonZero, path::Path, thread::available_parallelism};
 
 use hybrid_benches::{
-    decoder::{KINDS, PYTHON, Rates, SIDE, STREAMS, make, ours, peer, run},
+    decoder::{KINDS, Rates, SIDE, STREAMS, make, ours, peer, run},
     must,
+    peers::python,
     report::{ROUNDS, some_rounds},
     statistics::median,
     table::{Figure, markdown},
@@ -21,10 +21,7 @@ fn main() {
     {
         return run(Path::new(file), must(streams.parse()));
     }
-    let Some(python) = std::env::var_os(PYTHON) else {
-        eprintln!("{PYTHON} has to name the Python of an environment with what benches/peers/llama.py asks for");
-        std::process::exit(2);
-    };
+    let python = python();
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench-scratch/decoder"));
     let threads = available_parallelism().map_or(2, NonZero::get);
     let mut figures = Vec::new();

@@ -1,12 +1,12 @@
 //! Measures an embedder on the processor beside onnxruntime, round by round in one run, and prints one Markdown table.
 //!
-//! `HYBRID_ONNXRUNTIME=…/bin/python cargo run --release -p hybrid-benches --bin embedder`; the environment needs what `benches/peers/minilm.py` says.
-//! A model of random weights, with the sizes of all-MiniLM-L6-v2, is written once, below `target/bench-scratch`.
+//! `cargo run --release -p hybrid-benches --bin embedder`. A model of random weights, with the sizes of all-MiniLM-L6-v2, is written once, below `target/bench-scratch`.
 
 use std::{num::NonZero, path::Path, thread::available_parallelism};
 
 use hybrid_benches::{
-    embedder::{PYTHON, SIDE, TEXTS, TOKENS, make, ours, peer, run},
+    embedder::{SIDE, TEXTS, TOKENS, make, ours, peer, run},
+    peers::python,
     report::{ROUNDS, some_rounds},
     table::{Figure, markdown},
 };
@@ -22,10 +22,7 @@ fn main() {
     {
         return run(Path::new(folder));
     }
-    let Some(python) = std::env::var_os(PYTHON) else {
-        eprintln!("{PYTHON} has to name the Python of an environment with what benches/peers/minilm.py asks for");
-        std::process::exit(2);
-    };
+    let python = python();
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench-scratch/embedder"));
     let threads = available_parallelism().map_or(2, NonZero::get);
     make(python.as_ref(), folder);

@@ -1,16 +1,16 @@
 //! Measures the training of a decoder on the processor beside torch and PEFT, step by step in one run, and prints one Markdown table.
 //!
-//! `HYBRID_TRANSFORMERS=…/bin/python cargo run --release -p hybrid-benches --bin training [-- lora full]`; the environment needs what
-//! `benches/peers/torch_training.py` says.
+//! `cargo run --release -p hybrid-benches --bin training [-- lora full]`.
 
 use std::{num::NonZero, thread::available_parallelism};
 
 use hybrid_benches::{
     must,
+    peers::python,
     report::some_rounds,
     statistics::median,
     table::{Figure, markdown},
-    training::{KINDS, PYTHON, SIDE, Sizes, Step, ours, peer, run},
+    training::{KINDS, SIDE, Sizes, Step, ours, peer, run},
 };
 
 /// Steps of which the median counts.
@@ -24,12 +24,7 @@ fn main() {
     {
         return run(kind, must(serde_json::from_str(sizes)));
     }
-    let Some(python) = std::env::var_os(PYTHON) else {
-        eprintln!(
-            "{PYTHON} has to name the Python of an environment with what benches/peers/torch_training.py asks for"
-        );
-        std::process::exit(2);
-    };
+    let python = python();
     let threads = available_parallelism().map_or(2, NonZero::get);
     let (sizes, mut figures) = (Sizes::SMALL, Vec::new());
     for kind in KINDS.into_iter().filter(|kind| arguments.is_empty() || arguments.iter().any(|chosen| chosen == kind)) {

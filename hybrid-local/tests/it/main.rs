@@ -15,6 +15,8 @@ mod embedder;
 mod evaluation;
 #[cfg(feature = "decoder")]
 mod mutated;
+#[cfg(any(feature = "classifier", feature = "decoder", feature = "embedder"))]
+mod peers;
 #[cfg(all(feature = "classifier", feature = "decoder", feature = "evaluation"))]
 mod plan_set;
 #[cfg(feature = "decoder")]

@@ -236,15 +236,10 @@ fn an_adapter_of_another_model_or_with_more_than_matrices_is_refused() {
     assert_eq!(LoraAdapter::open(&at("bad")).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
-/// Runs where `HYBRID_TRANSFORMERS` names the Python of an environment that has what `tests/fixtures/peft_logits.py` asks for.
+/// Runs where `HYBRID_PEERS` names the Python of the peers.
 #[test]
 fn the_reference_implementation_reads_our_adapters_and_merged_models_the_same() {
-    let Some(python) = std::env::var_os("HYBRID_TRANSFORMERS") else {
-        eprintln!(
-            "skipped: HYBRID_TRANSFORMERS is not set to the Python of an environment with torch, transformers and peft"
-        );
-        return;
-    };
+    let Some(peers) = Peers::find() else { return };
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     for name in ["llama", "qwen3", "phi3"] {
@@ -257,22 +252,26 @@ fn the_reference_implementation_reads_our_adapters_and_merged_models_the_same() 
         LoraAdapter::open(&at(name)).unwrap().export(&base, AdapterFormat::Merged, &merged).unwrap();
         let tokens = format!("{:?}", (3..43).collect::<Vec<u32>>());
         let reference = |model: &Path, adapter: &str| -> Vec<Vec<f32>> {
-            let script = Path::new(FIXTURES).with_file_name("peft_logits.py");
-            let output = Command::new(&python).arg(script).arg(model).args([adapter, &tokens]).output().unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            serde_json::from_slice(&output.stdout).unwrap()
+            let written = peers.run("peft_logits.py", [model.as_os_str(), adapter.as_ref(), tokens.as_ref()]);
+            serde_json::from_slice(&written).unwrap()
         };
         if name != "phi3" {
             let theirs = reference(&base, &at(name).display().to_string());
-            assert_all_near(&logits_of(&base, Some(&original)), &theirs, 1e-3, &format!("{name}, adapter"));
+            row(&format!("decoder {name}: our adapter"), "PEFT", &logits_of(&base, Some(&original)), &theirs, 1e-3);
         }
-        assert_all_near(&logits_of(&merged, None), &reference(&merged, "-"), 1e-3, &format!("{name}, merged"));
+        let (ours, theirs) = (logits_of(&merged, None), reference(&merged, "-"));
+        row(&format!("decoder {name}: our merged folder"), "transformers", &ours, &theirs, 1e-3);
         // As training of all weights leaves a model.
         let trained = at(&format!("{name}-trained"));
         fs::create_dir_all(&trained).unwrap();
         crate::decoder::adapter::replace(&base, &files.config, &trained, changed(&files)).unwrap();
-        assert_all_near(&logits_of(&trained, None), &reference(&trained, "-"), 1e-3, &format!("{name}, trained"));
+        let (ours, theirs) = (logits_of(&trained, None), reference(&trained, "-"));
+        row(&format!("decoder {name}: our folder of all weights"), "transformers", &ours, &theirs, 1e-3);
     }
+}
+
+fn row(what: &str, peer: &str, ours: &[Vec<f32>], theirs: &[Vec<f32>], most: f64) {
+    peers::row(what, peer, peers::worst(ours.iter().flatten(), theirs.iter().flatten()), most);
 }
 
 /// The model with its positions as configurations had them before transformers 5, which mlx-lm reads of most families alone.
@@ -291,13 +290,10 @@ fn in_older_words(model: &Path, to: &Path) -> PathBuf {
     to.to_owned()
 }
 
-/// Runs where `HYBRID_MLX` names the Python of an environment that has what `tests/fixtures/mlx_logits.py` asks for.
+/// Runs where `HYBRID_PEERS` names the Python of the peers.
 #[test]
 fn mlx_lm_hangs_our_adapters_on_its_models() {
-    let Some(python) = std::env::var_os("HYBRID_MLX") else {
-        eprintln!("skipped: HYBRID_MLX is not set to the Python of an environment with mlx and mlx-lm");
-        return;
-    };
+    let Some(peers) = Peers::find() else { return };
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     for name in ["llama", "mistral", "qwen2", "qwen3"] {
@@ -312,27 +308,23 @@ fn mlx_lm_hangs_our_adapters_on_its_models() {
         // It knows no windows of some of the families: a text within the narrowest.
         let tokens: Vec<u32> = (3..13).collect();
         let theirs = |adapter: &Path| -> Vec<Vec<f32>> {
-            let script = Path::new(FIXTURES).with_file_name("mlx_logits.py");
             let tokens = format!("{tokens:?}");
-            let output =
-                Command::new(&python).arg(script).args([base.as_path(), adapter]).arg(tokens).output().unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            serde_json::from_slice(&output.stdout).unwrap()
+            let written = peers.run("mlx_logits.py", [base.as_os_str(), adapter.as_ref(), tokens.as_ref()]);
+            serde_json::from_slice(&written).unwrap()
         };
         let network = network(&files);
         let adapter = Adapter::on(&original, Device::cpu().tensors()).unwrap();
-        assert_all_near(&alone(&network, &tokens, None), &theirs(Path::new("-")), 1e-3, &format!("{name}, base"));
-        assert_all_near(&alone(&network, &tokens, Some(&adapter)), &theirs(&mlx), 1e-3, &format!("{name}, adapter"));
+        let (ours, theirs_bare) = (alone(&network, &tokens, None), theirs(Path::new("-")));
+        row(&format!("decoder {name}: logits"), "mlx-lm", &ours, &theirs_bare, 1e-3);
+        let ours = alone(&network, &tokens, Some(&adapter));
+        row(&format!("decoder {name}: our adapter"), "mlx-lm", &ours, &theirs(&mlx), 1e-3);
     }
 }
 
-/// Runs where `HYBRID_LLAMA_CPP` names the Python of an environment that has what `tests/fixtures/llama_logits.py` asks for.
+/// Runs where `HYBRID_PEERS` names the Python of the peers.
 #[test]
 fn llama_cpp_hangs_our_adapters_on_its_models() {
-    let Some(python) = std::env::var_os("HYBRID_LLAMA_CPP") else {
-        eprintln!("skipped: HYBRID_LLAMA_CPP is not set to the Python of an environment with llama-cpp-python");
-        return;
-    };
+    let Some(peers) = Peers::find() else { return };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny.gguf");
     for name in ["llama", "mistral", "qwen2", "qwen3"] {
@@ -345,9 +337,8 @@ fn llama_cpp_hangs_our_adapters_on_its_models() {
         let files = LoraAdapter::open(&peft).unwrap().export(&path, AdapterFormat::Gguf, folder.path()).unwrap();
         let tokens: Vec<u32> = (3..43).collect();
         let question = serde_json::json!({"path": path, "tokens": tokens, "texts": [], "adapter": files[0]});
-        let script = Path::new(FIXTURES).with_file_name("llama_logits.py");
-        let theirs = gguf::ask_llama_cpp(&python, &script, &question);
+        let theirs = peers.ask("llama_logits.py", &question);
         let theirs: Vec<Vec<f32>> = serde_json::from_value(theirs["logits"].clone()).unwrap();
-        assert_all_near(&logits_of(&path, Some(&original)), &theirs, 2e-3, name);
+        row(&format!("decoder {name}: our adapter"), "llama.cpp", &logits_of(&path, Some(&original)), &theirs, 2e-3);
     }
 }

@@ -2,11 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsStr,
     fs::File,
     io::{BufWriter, Write},
     path::Path,
-    process::{Command, Stdio},
 };
 
 use candle_core::{
@@ -353,28 +351,10 @@ fn blocks_give_nearly_what_their_numbers_give_in_single_precision() {
     }
 }
 
-/// What llama.cpp answers a question that the script reads.
-pub(super) fn ask_llama_cpp(python: &OsStr, script: &Path, question: &serde_json::Value) -> serde_json::Value {
-    let mut child = Command::new(python)
-        .arg(script)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(question.to_string().as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// Runs where `HYBRID_LLAMA_CPP` names the Python of an environment that has what `tests/fixtures/llama_logits.py` asks for.
+/// Runs where `HYBRID_PEERS` names the Python of the peers.
 #[test]
 fn llama_cpp_reads_the_same_of_a_file() {
-    let Some(python) = std::env::var_os("HYBRID_LLAMA_CPP") else {
-        eprintln!("skipped: HYBRID_LLAMA_CPP is not set to the Python of an environment with llama-cpp-python");
-        return;
-    };
+    let Some(peers) = Peers::find() else { return };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny.gguf");
     let narrow = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"]
@@ -393,24 +373,23 @@ fn llama_cpp_reads_the_same_of_a_file() {
             let files = ModelFiles::open(&path).unwrap();
             let tokens: Vec<u32> = (3..43).collect();
             let ours = logits(&network(&files), &tokens);
-            let script = Path::new(FIXTURES).with_file_name("llama_logits.py");
-            let question = json!({"path": path, "tokens": tokens, "texts": TEXTS});
-            let answer = ask_llama_cpp(&python, &script, &question);
+            let answer = peers.ask("llama_logits.py", &json!({"path": path, "tokens": tokens, "texts": TEXTS}));
             let theirs: Vec<Vec<f32>> = serde_json::from_value(answer["logits"].clone()).unwrap();
             let widened = Network::read(files.config, &Widened(files.weights), &Device::Cpu).unwrap();
             let exact = logits(&widened, &tokens);
             let [off, own, peer] = [(&ours, &theirs), (&ours, &exact), (&theirs, &exact)].map(|(a, b)| distance(a, b));
             let name = source.tokenizer;
-            eprintln!(
-                "{name} {kind:?}: {off:.6} off; from the file's numbers in single precision {own:.6}, theirs {peer:.6}"
-            );
+            let what = format!("decoder {name} from GGUF: logits of {kind:?}");
             if kind == GgmlDType::F32 {
                 // llama.cpp looks GELU up in a table of half precision.
-                assert!(off < if source.config.family.is_gemma() { 1e-3 } else { 2e-4 }, "{name} {kind:?}: {off}");
+                let most = if source.config.family.is_gemma() { 1e-3 } else { 2e-4 };
+                peers::row(&format!("{what}, as a share"), "llama.cpp", off, most);
             } else {
                 // Both take inputs of products to eight bits, each in its own way. What counts is how far that leads from the file's numbers;
                 // a wrong block would lead far away.
-                assert!(own < 1.1 * peer + 0.002 && peer < 0.05, "{name} {kind:?}: {own}, {peer}, {off}");
+                assert!(peer < 0.05, "{name} {kind:?}: {own}, {peer}, {off}");
+                let what = format!("{what} from the file's numbers, as a share; llama.cpp's are {peer:.1e} off");
+                peers::row(&what, "the file", own, 1.1 * peer + 0.002);
             }
             let tokenizer = Tokens::new(files.tokenizer, 1_000).unwrap();
             // llama.cpp composes no characters, as the tokenizer of Qwen's own does.

@@ -10,7 +10,6 @@ mod heads;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use hybrid_core::ErrorKind;
@@ -22,7 +21,10 @@ use super::{
     network::{Cache, Network, Part, Wanted},
     template::{Conversation, Sources, Templates},
 };
-use crate::Device;
+use crate::{
+    Device,
+    peers::{self, Peers},
+};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/decoder");
 const FAMILIES: [&str; 8] = ["llama", "llama-bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"];
@@ -79,25 +81,25 @@ pub(crate) fn distance(ours: &[Vec<f32>], theirs: &[Vec<f32>]) -> f64 {
 
 #[track_caller]
 fn assert_near(ours: &[f32], theirs: &[f32], tolerance: f32, what: &str) {
-    assert_eq!(ours.len(), theirs.len());
-    let worst = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(worst < tolerance, "{what}: {worst}");
+    let worst = peers::worst(ours, theirs);
+    assert!(worst < tolerance.into(), "{what}: {worst}");
 }
 
 /// Compares logits of a prompt, read at once and in portions, and the tokens that follow it.
-fn check_parity(folder: &Path) {
+fn check_parity(folder: &Path, peer: &str) {
     let expected = Expected::read(folder);
     let mut files = ModelFiles::open(folder).unwrap();
     let network = network(&files);
     let first = expected.tokens.len() - expected.logits.len();
     let name = folder.file_name().unwrap().to_string_lossy();
+    let mut worst = 0f64;
     for portion in [expected.tokens.len(), 7, 1] {
         let mut cache = network.cache(128);
         let portions = expected.tokens.chunks(portion);
         let logits: Vec<_> = portions.flat_map(|tokens| read(&network, tokens, &mut cache, Wanted::All)).collect();
-        for (row, (ours, theirs)) in logits[first..].iter().zip(&expected.logits).enumerate() {
-            assert_near(ours, theirs, 1e-3, &format!("{name}, {portion} at a time, row {row}"));
-        }
+        let off = peers::worst(logits[first..].iter().flatten(), expected.logits.iter().flatten());
+        assert!(off < 1e-3, "{name}, {portion} at a time: {off}");
+        worst = worst.max(off);
         let mut token = best(&logits[logits.len() - 1]);
         let mut greedy = vec![token];
         while greedy.len() < expected.greedy.len() {
@@ -110,31 +112,27 @@ fn check_parity(folder: &Path) {
         files.config.context = 32;
         let network = self::network(&files);
         let ours = read(&network, &expected.tokens[..short.len()], &mut network.cache(32), Wanted::All);
-        for (row, (ours, theirs)) in ours.iter().zip(&short).enumerate() {
-            assert_near(ours, theirs, 1e-3, &format!("{name}, a short text, row {row}"));
-        }
+        let off = peers::worst(ours.iter().flatten(), short.iter().flatten());
+        assert!(off < 1e-3, "{name}, a short text: {off}");
+        worst = worst.max(off);
     }
+    let what =
+        format!("decoder {name}: logits, at once and in portions, and the same {} tokens", expected.greedy.len());
+    peers::row(&what, peer, worst, 1e-3);
 }
 
 #[test]
 fn logits_and_greedy_tokens_are_those_of_the_reference_implementation() {
-    FAMILIES.iter().for_each(|name| check_parity(&fixture(name)));
+    FAMILIES.iter().for_each(|name| check_parity(&fixture(name), "transformers, kept"));
 }
 
-/// Runs where `HYBRID_TRANSFORMERS` names the Python of an environment that has what `tests/fixtures/make_decoder.py` asks for.
+/// Runs where `HYBRID_PEERS` names the Python of the peers.
 #[test]
 fn models_that_the_reference_implementation_writes_now_give_the_same() {
-    let Some(python) = std::env::var_os("HYBRID_TRANSFORMERS") else {
-        eprintln!(
-            "skipped: HYBRID_TRANSFORMERS is not set to the Python of an environment with torch and transformers"
-        );
-        return;
-    };
+    let Some(peers) = Peers::find() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let script = Path::new(FIXTURES).with_file_name("make_decoder.py");
-    let made = Command::new(python).arg(script).arg(folder.path()).arg("77").output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    FAMILIES.iter().for_each(|name| check_parity(&folder.path().join(name)));
+    peers.run("make_decoder.py", [folder.path(), Path::new("77")]);
+    FAMILIES.iter().for_each(|name| check_parity(&folder.path().join(name), "transformers"));
     check_templates(folder.path());
 }
 

@@ -1,15 +1,14 @@
 //! What is in the files.
 
-use std::{
-    io::Write,
-    process::{Command, Stdio},
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
 
 use hybrid_core::{ErrorKind, ProgressEvent, ProgressFn};
 
 use super::*;
-use crate::decoder::tests::distance;
+use crate::{
+    decoder::tests::distance,
+    peers::{self, Peers},
+};
 
 #[test]
 fn a_file_in_half_precision_gives_what_its_folder_gives() {
@@ -138,13 +137,10 @@ fn progress_moves_forward_to_the_size_of_the_file() {
     assert_eq!(*seen.last().unwrap(), (made.bytes, Some(made.bytes)));
 }
 
-/// Runs where `HYBRID_LLAMA_CPP` names the Python of an environment that has what `tests/fixtures/llama_logits.py` asks for.
+/// Runs where `HYBRID_PEERS` names the Python of the peers.
 #[test]
 fn llama_cpp_reads_the_same_of_a_file() {
-    let Some(python) = std::env::var_os("HYBRID_LLAMA_CPP") else {
-        eprintln!("skipped: HYBRID_LLAMA_CPP is not set to the Python of an environment with llama-cpp-python");
-        return;
-    };
+    let Some(peers) = Peers::find() else { return };
     let scratch = tempfile::tempdir().unwrap();
     let texts = ["ten rolls, 1234 Brötchen!", "<|im_start|>user\n I'm  here\n\n", "\t漢字 🥐"];
     let wide = ["llama-bias", "qwen2", "qwen3"].map(|name| (name, wide(name, 3)));
@@ -159,22 +155,13 @@ fn llama_cpp_reads_the_same_of_a_file() {
             let files = ModelFiles::open(&file).unwrap();
             let tokens: Vec<u32> = (3..3 + files.config.context.min(16) as u32).collect();
             let ours = logits(&file, &tokens);
-            let script = Path::new(FIXTURES).with_file_name("llama_logits.py");
-            let mut command = Command::new(&python);
-            command.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let mut child = command.spawn().unwrap();
-            let question = json!({"path": file, "tokens": tokens, "texts": texts});
-            child.stdin.take().unwrap().write_all(question.to_string().as_bytes()).unwrap();
-            let output = child.wait_with_output().unwrap();
-            assert!(output.status.success(), "{name} {mix}: {}", String::from_utf8_lossy(&output.stderr));
-            let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let answer = peers.ask("llama_logits.py", &json!({"path": file, "tokens": tokens, "texts": texts}));
             let theirs: Vec<Vec<f32>> = serde_json::from_value(answer["logits"].clone()).unwrap();
             let off = distance(&ours, &theirs);
-            eprintln!("{name} {mix}: {off:.6} off");
             // Sums in another order differ in the last bit, and then here and there one of the whole numbers that products take their inputs
             // to, of which random weights make much. A wrong block, row or format is off by one.
             let most = if mix == Mix::F16 { 2e-3 } else { 0.15 };
-            assert!(off < most, "{name} {mix}: {off}");
+            peers::row(&format!("quantizer {name} {mix}: logits, as a share"), "llama.cpp", off, most);
             for (text, theirs) in texts.iter().zip(answer["texts"].as_array().unwrap()) {
                 let encoding = files.tokenizer.encode_fast(*text, false).unwrap();
                 assert_eq!(json!(encoding.get_ids()), *theirs, "{name}: {text:?}");

@@ -3,6 +3,7 @@
 use hybrid_core::ErrorKind;
 
 use super::*;
+use crate::peers::{self, Peers};
 
 #[test]
 fn a_layer_that_changes_nothing_is_found_and_taken_out_without_a_loss() {
@@ -136,15 +137,10 @@ fn heads_and_channels_that_change_nothing_are_found_and_taken_out_without_a_loss
     }
 }
 
-/// Runs where `HYBRID_TRANSFORMERS` names the Python of an environment that has what `tests/fixtures/peft_logits.py` asks for.
+/// Runs where `HYBRID_PEERS` names the Python of the peers.
 #[test]
 fn the_reference_implementation_reads_a_narrower_model_the_same() {
-    let Some(python) = std::env::var_os("HYBRID_TRANSFORMERS") else {
-        eprintln!(
-            "skipped: HYBRID_TRANSFORMERS is not set to the Python of an environment with torch and transformers"
-        );
-        return;
-    };
+    let Some(peers) = Peers::find() else { return };
     let scratch = tempfile::tempdir().unwrap();
     let text = "can I get a rye loaf and zwölf Brötchen on Sunday at noon, please? ".repeat(6);
     for name in ["llama", "qwen2", "qwen3", "gemma3", "phi3"] {
@@ -153,13 +149,10 @@ fn the_reference_implementation_reads_a_narrower_model_the_same() {
         let target = scratch.path().join(name);
         super::super::prune::without_width(&fixture(name), &target, &importances.least(1, 24)).unwrap();
         let tokens: Vec<u32> = (3..43).collect();
-        let script = Path::new(FIXTURES).with_file_name("peft_logits.py");
-        let mut command = std::process::Command::new(&python);
-        let output = command.arg(script).arg(&target).arg("-").arg(format!("{tokens:?}")).output().unwrap();
-        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
-        let theirs: Vec<Vec<f32>> = serde_json::from_slice(&output.stdout).unwrap();
+        let written = peers.run("peft_logits.py", [target.as_os_str(), "-".as_ref(), format!("{tokens:?}").as_ref()]);
+        let theirs: Vec<Vec<f32>> = serde_json::from_slice(&written).unwrap();
         let off = crate::decoder::tests::distance(&logits(&target, &tokens), &theirs);
-        assert!(off < 1e-4, "{name}: {off}");
+        peers::row(&format!("decoder {name}: our narrower folder, as a share"), "transformers", off, 1e-4);
     }
 }
 

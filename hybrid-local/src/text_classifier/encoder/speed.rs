@@ -1,14 +1,14 @@
-//! How fast an encoder of MiniLM's size is beside the reference implementation: run by hand, with `HYBRID_TRANSFORMERS` set.
+//! How fast an encoder of MiniLM's size is beside the reference implementation: run by hand.
 //!
 //! ```text
-//! HYBRID_TRANSFORMERS=…/bin/python cargo test -p hybrid-local --lib -- --ignored --nocapture beside_the_reference
+//! HYBRID_PEERS=$(benches/peers/install) cargo test -p hybrid-local --lib -- --ignored --nocapture beside_the_reference
 //! ```
 
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Write},
     path::Path,
-    process::{Command, Stdio},
+    process::Stdio,
     time::Instant,
 };
 
@@ -20,6 +20,7 @@ use crate::{
     Device,
     encoder::{Base, EncoderConfig, HeadActivation},
     ops::Operators,
+    peers::Peers,
     random::Random,
     text_classifier::{
         examples::Examples,
@@ -67,7 +68,7 @@ fn median(times: &mut [f64]) -> f64 {
 #[test]
 #[ignore = "a measurement"]
 fn texts_a_second_beside_the_reference_implementation() {
-    let python = std::env::var_os("HYBRID_TRANSFORMERS").expect("HYBRID_TRANSFORMERS names no Python");
+    let peers = Peers::find().expect("HYBRID_PEERS names no Python");
     let (base, device) = (base(), Device::cpu());
     let settings = |mode| {
         let values = [("dropout".to_owned(), 0.into())].into();
@@ -89,7 +90,8 @@ fn texts_a_second_beside_the_reference_implementation() {
             ("full, composed", begin(&methods[0], Operators::Composed)),
             ("lora, fused", begin(&methods[1], Operators::Fused)),
         ];
-        let mut peer = Command::new(&python)
+        let mut peer = peers
+            .command()
             .arg(Path::new(FIXTURES).join("speed_bert.py"))
             .args([TEXTS, tokens].map(|number| number.to_string()))
             .stdin(Stdio::piped())

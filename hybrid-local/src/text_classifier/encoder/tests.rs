@@ -1,6 +1,6 @@
 //! The network beside the reference implementation, and its gradients beside finite differences.
 
-use std::{collections::BTreeMap, path::Path, process::Command};
+use std::{collections::BTreeMap, path::Path};
 
 use candle_core::Tensor;
 
@@ -13,6 +13,7 @@ use crate::{
     Device,
     encoder::{Base, Batch, Encoder, Marks, Pooling, Tokens, on_device},
     ops::Operators,
+    peers::{self, Peers},
     random::Random,
     text_classifier::{
         examples::Examples,
@@ -30,7 +31,7 @@ fn file(path: &Path) -> Tensors {
 }
 
 /// Compares what we make of the texts with what the reference made of them, padded.
-fn check_parity(folder: &Path, name: &str) {
+fn check_parity(folder: &Path, name: &str, peer: &str) {
     let texts: Vec<String> = serde_json::from_slice(&std::fs::read(folder.join("texts.json")).unwrap()).unwrap();
     let folder = folder.join(name);
     let base = Base::read(&folder, None).unwrap();
@@ -69,41 +70,26 @@ fn check_parity(folder: &Path, name: &str) {
         let theirs = (0..texts.len())
             .flat_map(|text| (0..lengths[text] as usize).map(move |token| (text * longest + token) * hidden))
             .map(|from| &their_hidden[from..from + hidden]);
-        for (row, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
-            assert_near(ours, theirs, &format!("{name} {operators:?}, row {row}"));
-        }
+        let off = peers::worst(ours.iter().flatten(), theirs.flatten());
+        peers::row(&format!("encoder {name}: hidden states, {operators:?}"), peer, off, 1e-4);
         let ours = network.logits(&batch, None).unwrap().to_vec2::<f32>().unwrap();
-        for (text, (ours, theirs)) in ours.iter().zip(their_logits.chunks_exact(3)).enumerate() {
-            assert_near(ours, theirs, &format!("{name} {operators:?}, logits of text {text}"));
-        }
-    }
-}
-
-fn assert_near(ours: &[f32], theirs: &[f32], what: &str) {
-    for (a, b) in ours.iter().zip(theirs) {
-        assert!((a - b).abs() < 1e-4, "{what}: {a} and {b}");
+        let off = peers::worst(ours.iter().flatten(), &their_logits);
+        peers::row(&format!("encoder {name}: logits, {operators:?}"), peer, off, 1e-4);
     }
 }
 
 #[test]
 fn hidden_states_and_logits_are_those_of_the_reference_implementation() {
-    FAMILIES.iter().for_each(|name| check_parity(Path::new(FIXTURES), name));
+    FAMILIES.iter().for_each(|name| check_parity(Path::new(FIXTURES), name, "transformers, kept"));
 }
 
-/// Runs where `HYBRID_TRANSFORMERS` names the Python of an environment that has what `tests/fixtures/make_bert.py` asks for.
+/// Runs where `HYBRID_PEERS` names the Python of the peers.
 #[test]
 fn models_that_the_reference_implementation_writes_now_give_the_same() {
-    let Some(python) = std::env::var_os("HYBRID_TRANSFORMERS") else {
-        eprintln!(
-            "skipped: HYBRID_TRANSFORMERS is not set to the Python of an environment with torch and transformers"
-        );
-        return;
-    };
+    let Some(peers) = Peers::find() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let script = Path::new(FIXTURES).with_file_name("make_bert.py");
-    let made = Command::new(python).arg(script).arg(folder.path()).arg("77").output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    FAMILIES.iter().for_each(|name| check_parity(folder.path(), name));
+    peers.run("make_bert.py", [folder.path(), Path::new("77")]);
+    FAMILIES.iter().for_each(|name| check_parity(folder.path(), name, "transformers"));
 }
 
 fn examples() -> Examples {

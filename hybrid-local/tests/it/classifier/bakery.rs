@@ -1,7 +1,7 @@
 //! How well classifiers judge the bakery's golden set: n-grams beside a real encoder. Run by hand.
 //!
 //! ```text
-//! HYBRID_ENCODER=…/all-MiniLM-L6-v2 cargo test -p hybrid-local --test it -- --ignored --nocapture bakerys_golden_set
+//! HYBRID_PEERS=$(benches/peers/install) cargo test -p hybrid-local --test it -- --ignored --nocapture bakerys_golden_set
 //! ```
 
 use std::{fs, path::Path, time::Instant};
@@ -11,6 +11,7 @@ use hybrid_local::evaluation::GoldenSet;
 use serde_json::{Value, json};
 
 use super::{Site, ask, judgment, plan};
+use crate::peers::Peers;
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/data/bakery");
 
@@ -27,11 +28,11 @@ fn decided(files: &[&str]) -> Vec<Judgment> {
     lines.iter().map(one).collect()
 }
 
-/// Runs where `HYBRID_ENCODER` names the folder of an encoder in Hugging Face layout, such as all-MiniLM-L6-v2.
+/// Runs where `HYBRID_PEERS` names the Python of the peers.
 #[tokio::test]
 #[ignore = "a measurement with a real model that takes minutes"]
 async fn a_real_encoder_beside_n_grams_on_the_bakerys_golden_set() {
-    let base = std::env::var_os("HYBRID_ENCODER").expect("HYBRID_ENCODER names no folder");
+    let base = Peers::find().expect("HYBRID_PEERS names no Python").minilm();
     let bytes = fs::read(Path::new(DATA).join("golden.jsonl")).unwrap();
     let golden = GoldenSet::from_jsonl("golden", bytes).unwrap();
     let text = |value: &Value, field: &str| value[field].as_str().unwrap().to_owned();
@@ -48,7 +49,7 @@ async fn a_real_encoder_beside_n_grams_on_the_bakerys_golden_set() {
             ("bert-full", json!({"pooling": "mean", "max_tokens": 128, "epochs": 10})),
         ] {
             let site = Site::with(decided(files)).await;
-            let base = (method != "hashed-text").then(|| BaseModel::Folder(base.clone().into()));
+            let base = (method != "hashed-text").then(|| BaseModel::Folder(base.clone()));
             let plan = TrainPlan { base, ..plan(method, site.dataset.clone(), settings) };
             let started = Instant::now();
             let candidate = site.train(&plan).await.unwrap();

