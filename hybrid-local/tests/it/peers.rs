@@ -60,7 +60,7 @@ impl Peers {
 /// Prints a row of `benches/parity`, and fails if ours are further off than `most`.
 #[track_caller]
 pub(crate) fn row(what: &str, peer: &str, off: f64, most: f64) {
-    println!("parity | {what} | {peer} | {off:.1e} | {most:.0e} |");
+    println!("parity | {what} | {peer} | {off:.1e} | {most:.1e} |");
     assert!(off <= most, "{what} beside {peer}: {off}, and {most} at most");
 }
 

@@ -144,9 +144,9 @@ fn llama_cpp_reads_the_same_of_a_file() {
     let scratch = tempfile::tempdir().unwrap();
     let texts = ["ten rolls, 1234 Brötchen!", "<|im_start|>user\n I'm  here\n\n", "\t漢字 🥐"];
     let wide = ["llama-bias", "qwen2", "qwen3"].map(|name| (name, wide(name, 3)));
-    let narrow = FAMILIES.map(|name| (name, fixture(name), vec![Mix::F16, Mix::Q8_0, Mix::Q4KM]));
+    let narrow = FAMILIES.map(|name| (name.to_owned(), fixture(name), vec![Mix::F16, Mix::Q8_0, Mix::Q4KM]));
     let wide = wide.iter().map(|(name, folder)| {
-        (*name, folder.path().to_owned(), vec![Mix::Q8_0, Mix::Q6K, Mix::Q5KM, Mix::Q4KM, Mix::Q4_0])
+        (format!("{name}, wider"), folder.path().to_owned(), vec![Mix::Q8_0, Mix::Q6K, Mix::Q5KM, Mix::Q4KM, Mix::Q4_0])
     });
     for (name, folder, mixes) in narrow.into_iter().chain(wide) {
         for mix in mixes {

@@ -147,7 +147,9 @@ fn the_reference_implementation_reads_a_narrower_model_the_same() {
         let pruner = WidthPruner::new(crate::Device::cpu());
         let importances = pruner.importances(&fixture(name), &text, &NoProgress, &Cancellation::new()).unwrap();
         let target = scratch.path().join(name);
-        super::super::prune::without_width(&fixture(name), &target, &importances.least(1, 24)).unwrap();
+        // Its configuration's check of Phi 3 takes the size of a head from the number of heads, whatever `head_dim` says.
+        let groups = usize::from(name != "phi3");
+        super::super::prune::without_width(&fixture(name), &target, &importances.least(groups, 24)).unwrap();
         let tokens: Vec<u32> = (3..43).collect();
         let written = peers.run("peft_logits.py", [target.as_os_str(), "-".as_ref(), format!("{tokens:?}").as_ref()]);
         let theirs: Vec<Vec<f32>> = serde_json::from_slice(&written).unwrap();
