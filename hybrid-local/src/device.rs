@@ -5,6 +5,8 @@
 use std::{fmt, str::FromStr};
 
 use candle_core::utils::{cuda_is_available, metal_is_available};
+#[cfg(feature = "decoder")]
+use candle_core::{DType, Tensor};
 use hybrid_core::{Error, ErrorKind, Result};
 
 /// Which device to compute on: `auto`, `cpu`, `metal[:n]` or `cuda[:n]` as text.
@@ -80,6 +82,16 @@ impl Device {
     #[cfg(feature = "classifier")]
     pub(crate) fn is_parallel(&self) -> bool {
         self.inner.is_cpu()
+    }
+
+    /// Whether it multiplies matrices of bfloat16. The processor would widen them first, which takes longer than to have them wide.
+    #[cfg(feature = "decoder")]
+    pub(crate) fn has_bf16(&self) -> bool {
+        let product = || {
+            let ones = Tensor::ones((2, 32), DType::BF16, &self.inner)?;
+            ones.matmul(&ones.t()?)?.to_dtype(DType::F32)?.to_vec2::<f32>()
+        };
+        !self.inner.is_cpu() && product().is_ok_and(|product| product == [[32.0; 2]; 2])
     }
 
     fn auto() -> Self {

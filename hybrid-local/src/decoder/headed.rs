@@ -111,7 +111,7 @@ impl HeadBase {
 
     /// The network with weights that stay as they are.
     pub(crate) fn network(&self, device: &Device) -> Result<Headed> {
-        let ModelFiles { weights, .. } = ModelFiles::open(&self.path)?;
+        let ModelFiles { weights, .. } = ModelFiles::open(&self.path)?.narrow_on(device);
         let network = Network::read(self.config.clone(), &*weights, device.tensors())?;
         Ok(Headed { network, config: self.config.clone() })
     }

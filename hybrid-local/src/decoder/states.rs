@@ -37,7 +37,7 @@ impl States {
         limit: impl Fn(usize) -> usize,
     ) -> Result<(Self, Tokenizer)> {
         let named = |error: Error| error.with("path", folder.display());
-        let ModelFiles { mut config, weights, tokenizer, .. } = ModelFiles::open(folder)?;
+        let ModelFiles { mut config, weights, tokenizer, .. } = ModelFiles::open(folder)?.narrow_on(device);
         config.context = limit(config.context);
         // No logits are asked for, and such files may have no output layer.
         config.tied = true;

@@ -6,6 +6,7 @@ mod config_json;
 mod folder;
 mod fused;
 mod gguf;
+mod narrow;
 mod safetensors;
 
 use std::{
@@ -16,7 +17,7 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::{Device, Tensor, quantized::QTensor};
+use candle_core::{DType, Device, Tensor, quantized::QTensor};
 use half::{bf16, f16};
 use hybrid_core::{Error, Result};
 use tokenizers::Tokenizer;
@@ -96,6 +97,11 @@ pub(crate) trait Weights: Debug + Send {
         false
     }
 
+    /// Whether the tensor is a matrix that the file has in bfloat16.
+    fn is_bf16_matrix(&self, _name: &str) -> bool {
+        false
+    }
+
     /// Reads the tensor `name` of exactly `shape`.
     ///
     /// # Errors
@@ -106,7 +112,7 @@ pub(crate) trait Weights: Debug + Send {
 /// A tensor as it is kept in memory.
 #[derive(Clone, Debug)]
 pub(crate) enum Stored {
-    /// Single precision.
+    /// Single precision, or bfloat16 of a matrix that is frozen.
     Dense(Tensor),
     /// Blocks of a GGUF file in the order of this crate's products, on the processor.
     Packed(Arc<Packed>),
@@ -118,7 +124,7 @@ impl Stored {
     /// The tensor in single precision.
     pub(crate) fn dense(self, device: &Device) -> Result<Tensor> {
         match self {
-            Self::Dense(tensor) => Ok(tensor),
+            Self::Dense(tensor) => tensor.to_dtype(DType::F32).map_err(tensor_error("read tensors")),
             Self::Packed(blocks) => {
                 Tensor::from_vec(blocks.dequantize(), &blocks.shape()[..], device).map_err(tensor_error("read tensors"))
             }

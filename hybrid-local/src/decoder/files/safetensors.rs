@@ -164,6 +164,15 @@ impl Weights for Safetensors {
         }
     }
 
+    fn is_bf16_matrix(&self, name: &str) -> bool {
+        let found = match self.place(name) {
+            Some(place) => self.find(&place.name),
+            None => self.find(name),
+        };
+        let info = found.and_then(|(shard, name)| shard.header.info(&name));
+        info.is_some_and(|info| info.dtype == Dtype::BF16 && info.shape.len() == 2)
+    }
+
     fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Stored> {
         let Place { name, first, rows, all } = self.place(name).unwrap_or_else(|| Place {
             name: name.to_owned(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor, quantized::QTensor};
+use candle_core::{DType, Result, Tensor, quantized::QTensor};
 
 use super::product;
 use crate::{
@@ -44,6 +44,7 @@ impl Linear {
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let product = match &self.weight {
             Weight::Packed(blocks) => packed_product(&x.contiguous()?, blocks)?,
+            Weight::Dense(weight) if weight.dtype() == DType::BF16 => product::narrow(x, weight)?,
             // In training.
             Weight::Dense(weight) if x.track_op() || weight.track_op() => product::dense(x, weight)?,
             Weight::Quantized(blocks) if x.track_op() => product::quantized(x, blocks)?,
@@ -89,7 +90,7 @@ impl Table {
     /// The rows of `[tokens]` whole numbers: `[tokens, hidden]`.
     pub(super) fn rows(&self, tokens: &Tensor) -> Result<Tensor> {
         match &self.0 {
-            Stored::Dense(table) => table.index_select(tokens, 0),
+            Stored::Dense(table) => table.index_select(tokens, 0)?.to_dtype(DType::F32),
             Stored::Packed(blocks) => Tensor::from_vec(
                 blocks.rows(&tokens.to_vec1()?),
                 (tokens.elem_count(), blocks.shape()[1]),

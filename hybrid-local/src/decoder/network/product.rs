@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape, Tensor,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor,
     backend::BackendStorage, quantized::QTensor,
 };
 
@@ -14,6 +14,13 @@ use candle_core::{
 pub(super) fn dense(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let wanted = [x, weight].map(Tensor::track_op);
     x.contiguous()?.apply_op2(&weight.contiguous()?, Dense { wanted })
+}
+
+/// The same with a frozen weight in bfloat16, and so the input and what its gradient is made of; what comes out is in single precision.
+pub(super) fn narrow(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let x = x.to_dtype(DType::BF16)?;
+    let product = if x.track_op() { dense(&x, weight)? } else { x.matmul(&weight.t()?)? };
+    product.to_dtype(DType::F32)
 }
 
 /// The same with a frozen weight in blocks; the gradient goes through the weight as it is in single precision.
@@ -160,5 +167,36 @@ impl CustomOp1 for Quantized {
 
     fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         gradient.contiguous()?.matmul(&self.0.dequantize(x.device())?).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+    use crate::random::Random;
+
+    #[test]
+    fn a_weight_in_bfloat16_gives_products_and_gradients_near_those_in_single_precision() -> Result<()> {
+        let draw = |name: &str, shape: (usize, usize)| {
+            Tensor::from_vec(Random::of(1, name, [0, 0]).normal(shape.0 * shape.1, 1.0), shape, &Device::Cpu)
+        };
+        let (x, weight) = (Var::from_tensor(&draw("x", (5, 64))?)?, draw("weight", (24, 64))?);
+        let narrowed = weight.to_dtype(DType::BF16)?;
+        let off = |ours: &Tensor, exact: &Tensor| -> Result<f32> {
+            let [off, all] = [&(ours - exact)?, exact].map(|tensor| tensor.sqr()?.sum_all()?.to_scalar::<f32>());
+            Ok((off? / all?).sqrt())
+        };
+        let (exact, ours) = (dense(&x, &weight)?, narrow(&x, &narrowed)?);
+        assert_eq!(ours.dtype(), DType::F32);
+        assert!((1e-5..1e-2).contains(&off(&ours, &exact)?), "{}", off(&ours, &exact)?);
+        assert_eq!(narrow(&x.detach(), &narrowed)?.to_vec2::<f32>()?, ours.to_vec2::<f32>()?);
+        let gradient = |product: Tensor| {
+            product.sqr()?.sum_all()?.backward()?.remove(&x).ok_or(candle_core::Error::Msg("none".into()))
+        };
+        let (exact, ours) = (gradient(exact)?, gradient(ours)?);
+        assert!((1e-5..1e-2).contains(&off(&ours, &exact)?), "{}", off(&ours, &exact)?);
+        Ok(())
     }
 }

@@ -136,6 +136,48 @@ fn models_that_the_reference_implementation_writes_now_give_the_same() {
     check_templates(folder.path());
 }
 
+/// The model with its weights in bfloat16.
+fn in_bfloat16(model: &Path, to: &Path) {
+    for name in ["config.json", "tokenizer.json"] {
+        fs::copy(model.join(name), to.join(name)).unwrap();
+    }
+    let bytes = fs::read(model.join("model.safetensors")).unwrap();
+    let narrow = |bytes: &[u8]| -> Vec<u8> {
+        let halves = bytes.as_chunks().0.iter().map(|bytes| half::f16::from_le_bytes(*bytes).to_f32());
+        halves.flat_map(|value| half::bf16::from_f32(value).to_le_bytes()).collect()
+    };
+    let tensors: Vec<_> = SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .iter()
+        .map(|(name, view)| (name.to_owned(), view.shape().to_vec(), narrow(view.data())))
+        .collect();
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &to.join("model.safetensors")).unwrap();
+}
+
+#[test]
+fn matrices_that_stay_in_bfloat16_take_half_the_memory_and_say_nearly_the_same() {
+    for name in ["qwen3", "gemma3", "phi3"] {
+        let folder = tempfile::tempdir().unwrap();
+        in_bfloat16(&fixture(name), folder.path());
+        let [wide, narrow] = [false, true].map(|narrow| {
+            let files = ModelFiles::open(folder.path()).unwrap();
+            if narrow { files.narrow() } else { files }
+        });
+        let [all, left] = [&wide, &narrow].map(|files| Network::bytes(&files.config, &*files.weights));
+        assert!(left > all / 2 && left < all * 11 / 20, "{name}: {left} of {all}");
+        let tokens: Vec<u32> = (3..43).collect();
+        let [wide, narrow] = [wide, narrow].map(|files| {
+            let network = network(&files);
+            read(&network, &tokens, &mut network.cache(128), Wanted::All)
+        });
+        let off = distance(&narrow, &wide);
+        assert!((1e-5..0.02).contains(&off), "{name}: {off}");
+    }
+}
+
 #[test]
 fn sequences_side_by_side_are_read_as_each_alone() {
     let expected = Expected::read(&fixture("qwen3"));

@@ -160,7 +160,10 @@ impl DecoderTrainer {
         hasher.update(format!("{NAME} on {}", self.device).as_bytes());
         let checkpoint = Checkpoint::new(&run.scratch, hasher.finish());
 
-        let ModelFiles { config, weights, tokenizer, templates, defaults } = ModelFiles::open(base)?;
+        let files = ModelFiles::open(base)?;
+        // What is trained itself has steps that are lost in sixteen bits.
+        let files = if settings.lora.is_some() { files.narrow_on(&self.device) } else { files };
+        let ModelFiles { config, weights, tokenizer, templates, defaults } = files;
         if settings.merged && !base.is_dir() {
             let message = "a model is written of a folder of Safetensors alone; set output to adapter";
             return Err(Error::unsupported(OPERATION, message).with("base", base.display()));
