@@ -1,13 +1,15 @@
-//! Bucket and queue on AWS, or on servers that speak its protocols. Credentials come from where the AWS command line has them.
+//! Bucket, queue, documents and records on AWS, or on servers that speak its protocols. Credentials come from where the AWS command line has them.
 
 use std::{collections::HashMap, sync::Arc};
 
 use hybrid_cloud::{
     aws::{AwsConfig, AwsOptions},
+    dynamodb::{DynamoRecordOptions, DynamoRecordStore},
     s3::{Listing, S3Location, S3Options, S3Store},
+    s3_vectors::{S3VectorIndex, S3VectorOptions},
     sqs::{SqsQueue, SqsQueueOptions},
 };
-use hybrid_core::{Error, Result, Staging};
+use hybrid_core::{Clock, Error, RecordStore, Result, Staging, VectorIndex, VectorSchema};
 use url::Url;
 
 use super::{Bucket, Queue};
@@ -26,9 +28,7 @@ pub(super) async fn staging(url: &Url) -> Result<Arc<dyn Staging>> {
 }
 
 async fn store(url: &Url) -> Result<S3Store> {
-    let query = query("open bucket", url.query().unwrap_or_default())?;
-    let bucket =
-        url.host_str().ok_or_else(|| Error::invalid("open bucket", "the URL names no bucket").with("url", url))?;
+    let (bucket, query) = parts("open bucket", url, "the URL names no bucket")?;
     let config = load(&query, None).await?;
     let location = S3Location::new(bucket, url.path().trim_matches('/'))?;
     let path_style = query.get("path-style").is_some_and(|value| value == "true");
@@ -44,8 +44,7 @@ async fn store(url: &Url) -> Result<S3Store> {
 }
 
 pub(super) async fn queue(url: &Url) -> Result<Queue> {
-    let query = query("open queue", url.query().unwrap_or_default())?;
-    let host = url.host_str().ok_or_else(|| Error::invalid("open queue", "the URL names no host").with("url", url))?;
+    let (host, query) = parts("open queue", url, "the URL names no host")?;
     // A queue's URL says where it is: sqs.<region>.amazonaws.com.
     let region = host.strip_prefix("sqs.").and_then(|rest| rest.split_once(".amazonaws.")).map(|(region, _)| region);
     let config = load(&query, region).await?;
@@ -56,6 +55,29 @@ pub(super) async fn queue(url: &Url) -> Result<Queue> {
     let queue = SqsQueue::open(&config, format!("{root}{}", url.path()), SqsQueueOptions::default()).await?;
     let dead = queue.dead_letters().map(|letters| Arc::new(letters) as _);
     Ok(Queue { jobs: Arc::new(queue), dead })
+}
+
+pub(super) async fn documents(url: &Url, schema: VectorSchema) -> Result<Arc<dyn VectorIndex>> {
+    let (bucket, query) = parts("open documents", url, "the URL names no vector bucket")?;
+    let (bucket, prefix) = (bucket.to_owned(), url.path().trim_matches('/').to_owned());
+    let options = S3VectorOptions { bucket, prefix, schema };
+    Ok(Arc::new(S3VectorIndex::new(&load(&query, None).await?, options)?))
+}
+
+pub(super) async fn records(url: &Url, clock: Arc<dyn Clock>) -> Result<Arc<dyn RecordStore>> {
+    let (table, query) = parts("open records", url, "the URL names no table")?;
+    let options = DynamoRecordOptions { clock, ..DynamoRecordOptions::table(table) };
+    Ok(Arc::new(DynamoRecordStore::new(&load(&query, None).await?, options)?))
+}
+
+/// A URL's host, and what stands behind its question mark.
+fn parts<'a>(
+    operation: &'static str,
+    url: &'a Url,
+    without: &'static str,
+) -> Result<(&'a str, HashMap<String, String>)> {
+    let host = url.host_str().ok_or_else(|| Error::invalid(operation, without).with("url", url))?;
+    Ok((host, query(operation, url.query().unwrap_or_default())?))
 }
 
 /// The configuration that what stands behind a question mark describes.

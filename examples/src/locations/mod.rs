@@ -3,8 +3,14 @@
 use std::{path::PathBuf, sync::Arc};
 
 use clap::Args;
-use hybrid_core::{ArtifactStore, DeadLetters, Error, ErrorKind, JobQueue, Presign, Result};
-use hybrid_local::{FolderStore, SqliteQueue, SqliteQueueOptions};
+use hybrid_core::{
+    ArtifactStore, Clock, DeadLetters, Error, ErrorKind, JobQueue, Presign, RecordStore, Result, VectorIndex,
+    VectorSchema,
+};
+use hybrid_local::{
+    FolderStore, SqliteQueue, SqliteQueueOptions, SqliteRecordOptions, SqliteRecordStore, SqliteVectorIndex,
+    SqliteVectorOptions,
+};
 use url::Url;
 
 /// How often a job may be begun before it goes to the dead letters: training that survives a power cut wants some patience.
@@ -123,6 +129,33 @@ impl Locations {
     }
 }
 
+/// Opens an index of customers' documents: where `url` says, or in a file at `file`.
+///
+/// # Errors
+/// [`InvalidInput`](ErrorKind::InvalidInput) for a URL that names none, and those of the index.
+pub async fn open_documents(url: Option<&Url>, file: PathBuf, schema: VectorSchema) -> Result<Arc<dyn VectorIndex>> {
+    match url {
+        None => Ok(Arc::new(SqliteVectorIndex::open(file, schema, SqliteVectorOptions::default())?)),
+        Some(url) if url.scheme() == "s3vectors" => aws::documents(url, schema).await,
+        Some(url) => Err(unknown("open documents", url, "s3vectors://")),
+    }
+}
+
+/// Opens the store of customers' records: where `url` says, or in a file at `file`.
+///
+/// # Errors
+/// [`InvalidInput`](ErrorKind::InvalidInput) for a URL that names none, and those of the store.
+pub async fn open_records(url: Option<&Url>, file: PathBuf, clock: Arc<dyn Clock>) -> Result<Arc<dyn RecordStore>> {
+    match url {
+        None => {
+            let options = SqliteRecordOptions { clock, ..SqliteRecordOptions::default() };
+            Ok(Arc::new(SqliteRecordStore::open(file, options)?))
+        }
+        Some(url) if url.scheme() == "dynamodb" => aws::records(url, clock).await,
+        Some(url) => Err(unknown("open records", url, "dynamodb://")),
+    }
+}
+
 fn unknown(operation: &'static str, url: &Url, known: &'static str) -> Error {
     Error::new(ErrorKind::InvalidInput, operation, "no such kind of place; leave it out for the site's folder")
         .with("url", url)
@@ -136,7 +169,9 @@ pub(crate) use aws::config as aws_config;
 
 #[cfg(not(feature = "aws"))]
 mod aws {
-    use super::{Bucket, Error, ErrorKind, Queue, Result, Url};
+    use std::sync::Arc;
+
+    use super::{Bucket, Clock, Error, ErrorKind, Queue, RecordStore, Result, Url, VectorIndex, VectorSchema};
 
     pub(super) async fn bucket(url: &Url) -> Result<Bucket> {
         Err(not_built("open bucket", url))
@@ -144,6 +179,14 @@ mod aws {
 
     pub(super) async fn queue(url: &Url) -> Result<Queue> {
         Err(not_built("open queue", url))
+    }
+
+    pub(super) async fn documents(url: &Url, _schema: VectorSchema) -> Result<Arc<dyn VectorIndex>> {
+        Err(not_built("open documents", url))
+    }
+
+    pub(super) async fn records(url: &Url, _clock: Arc<dyn Clock>) -> Result<Arc<dyn RecordStore>> {
+        Err(not_built("open records", url))
     }
 
     fn not_built(operation: &'static str, url: &Url) -> Error {

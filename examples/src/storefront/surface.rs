@@ -12,16 +12,21 @@ use hybrid_core::{
     WriterId,
     vector::{FieldKind, Metric},
 };
-use hybrid_local::{SqliteOutbox, SqliteRecordOptions, SqliteRecordStore, SqliteVectorIndex, SqliteVectorOptions};
+use hybrid_local::SqliteOutbox;
 use hybrid_sync::{
     batch::{EmbedRows, Enrich, Summarise},
     job::QueuedJobs,
     worker::JobHandler,
 };
 use tokio::task::JoinSet;
+use url::Url;
 
 use super::models::{OfferedModel, OpenAiKey};
-use crate::{label_job::LabelHandler, site::Site};
+use crate::{
+    label_job::LabelHandler,
+    locations::{open_documents, open_records},
+    site::Site,
+};
 
 /// How soon a changed list of API keys counts.
 const KEYS_EVERY: Duration = Duration::from_secs(5);
@@ -72,9 +77,15 @@ pub struct Surface {
     /// Keep customers' documents at /v1/vectors, in an index of vectors of this length, embedded by the first model that embeds.
     #[arg(long, value_name = "LENGTH")]
     pub documents: Option<usize>,
+    /// Where documents lie instead of the site's folder, such as s3vectors://my-vector-bucket/documents?region=eu-central-1.
+    #[arg(long, value_name = "URL", requires = "documents")]
+    pub documents_in: Option<Url>,
     /// Keep customers' records at /v1/records, in the collections conversations and reviews.
     #[arg(long)]
     pub records: bool,
+    /// Where records lie instead of the site's folder, such as dynamodb://my-table?region=eu-central-1.
+    #[arg(long, value_name = "URL", requires = "records")]
+    pub records_in: Option<Url>,
     /// The key of servers that speak the OpenAI API and ask for one.
     #[arg(long, env = "HYBRID_OPENAI_API_KEY", hide_env_values = true)]
     pub openai_api_key: Option<OpenAiKey>,
@@ -157,18 +168,15 @@ impl Surface {
             http = http.embed(name.as_str(), url.embed(self.openai_api_key.as_ref()).await?);
         }
         if let Some(length) = self.documents {
-            let index = SqliteVectorIndex::open(
-                site.storefront().join("documents.db"),
-                documents(length)?,
-                SqliteVectorOptions::default(),
-            )?;
-            http = http.vectors(Arc::new(index), self.embed.first().map(|model| model.name.as_str()));
+            let file = site.storefront().join("documents.db");
+            let index = open_documents(self.documents_in.as_ref(), file, documents(length)?).await?;
+            http = http.vectors(index, self.embed.first().map(|model| model.name.as_str()));
         }
         if self.records {
-            let options = SqliteRecordOptions { clock: site.clock(), ..SqliteRecordOptions::default() };
-            let store = SqliteRecordStore::open(site.storefront().join("records.db"), options)?;
+            let file = site.storefront().join("records.db");
+            let store = open_records(self.records_in.as_ref(), file, site.clock()).await?;
             let collections = COLLECTIONS.map(CollectionName::new).into_iter().collect::<Result<Vec<_>>>()?;
-            http = http.records(Arc::new(store), collections);
+            http = http.records(store, collections);
         }
         Ok((http, running))
     }

@@ -3,12 +3,13 @@
 use std::process::Command;
 
 use hybrid_cloud::{
+    dynamodb::{DynamoRecordOptions, DynamoRecordStore},
     sqs::QueueSetup,
-    testkit::{Ministack, Python, Seaweed},
+    testkit::{Ministack, MissingField, Python, S3VectorsServer, Seaweed},
 };
 use hybrid_examples::locations::Locations;
 
-use crate::app;
+use crate::{app, surface::keeps_documents_and_records};
 
 /// A bucket and a queue of one's own, as `--artifacts` and `--queue` take them.
 async fn places(name: &str) -> [String; 2] {
@@ -72,4 +73,19 @@ async fn a_place_that_is_none_is_named() {
     assert!(refused("gopher://bucket").await.contains("gopher://bucket"));
     let locations = Locations { queue: Some("s3://x".parse().unwrap()), ..Locations::folder(folder.path()) };
     assert!(locations.open_queue().await.unwrap_err().to_string().contains("sqs://"));
+}
+
+#[tokio::test]
+async fn documents_and_records_are_kept_in_a_vector_bucket_and_a_table_as_in_a_folder() {
+    let (tables, vectors) = (Ministack::shared().unwrap(), S3VectorsServer::start(MissingField::IsUnknown).unwrap());
+    let config = tables.config(tables.endpoint()).await.unwrap();
+    DynamoRecordStore::new(&config, DynamoRecordOptions::table("records")).unwrap().create_table().await.unwrap();
+    let make = "import boto3, sys\n\
+                boto3.client('s3vectors', endpoint_url=sys.argv[1], region_name='us-east-1', aws_access_key_id='test', \
+                aws_secret_access_key='test').create_vector_bucket(vectorBucketName='documents')";
+    Python::servers().unwrap().run(make, &[vectors.endpoint()]).unwrap();
+    let documents = format!("s3vectors://documents/texts?region=us-east-1&endpoint={}", vectors.endpoint());
+    let records = format!("dynamodb://records?region=us-east-1&endpoint={}", tables.endpoint());
+    let credentials = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")];
+    keeps_documents_and_records(&["--documents-in", &documents, "--records-in", &records], &credentials).await;
 }

@@ -115,6 +115,11 @@ async fn a_customer_with_a_key_chats_and_orders_work_and_everything_is_audited()
 
 #[tokio::test]
 async fn a_customer_keeps_documents_and_records_over_a_restart_until_they_are_removed() {
+    keeps_documents_and_records(&[], &[]).await;
+}
+
+/// The same with more flags, in an environment that has more.
+pub async fn keeps_documents_and_records(more: &[&str], environment: &[(&str, &str)]) {
     let folder = tempfile::tempdir().unwrap();
     let model = OpenAiServer::start().await.unwrap();
     // Embeds a text by its first letter.
@@ -130,9 +135,13 @@ async fn a_customer_keeps_documents_and_records_over_a_restart_until_they_are_re
     let (list, [bakery, florist]) = keys(folder.path(), ["bakery", "florist"]);
     let (site, embed) = (folder.path().to_str().unwrap(), format!("letters=openai+{}#nomic", model.base_url()));
     let flags = ["--site", site, "--listen", "127.0.0.1:0", "--api-keys", list.to_str().unwrap(), "--records"];
-    let flags: Vec<_> = flags.into_iter().chain(["--embed", &embed, "--documents", "2"]).collect();
+    let start = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_storefront"));
+        command.args(flags).args(["--embed", &embed, "--documents", "2"]).args(more);
+        Running::with(command.envs(environment.iter().copied()))
+    };
     let client = Client::new();
-    let mut storefront = Running::start(env!("CARGO_BIN_EXE_storefront"), &flags);
+    let mut storefront = start();
     let root = storefront.line();
 
     let documents = json!({ "documents": [
@@ -154,7 +163,7 @@ async fn a_customer_keeps_documents_and_records_over_a_restart_until_they_are_re
     assert_eq!(answer(client.get(format!("{root}/v1/records")).bearer_auth(&bakery)).await.0, 403);
     storefront.stop();
 
-    let mut storefront = Running::start(env!("CARGO_BIN_EXE_storefront"), &flags);
+    let mut storefront = start();
     let root = storefront.line();
     let record = format!("{root}/v1/records/reviews/42");
     let (_, found) = answer(client.get(&record).bearer_auth(&bakery)).await;

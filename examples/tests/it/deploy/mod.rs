@@ -5,6 +5,7 @@
 //! who may take a role, and whatever AWS does otherwise than its documentation says.
 
 mod bedrock;
+mod data;
 mod gate;
 
 use std::{collections::BTreeSet, path::Path, process::Command, time::Duration};
@@ -27,7 +28,7 @@ use gate::{Gate, Policies};
 
 const TEMPLATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/hybrid.yaml");
 /// What the server does not know.
-const LEFT_OUT: &str = "OnlyTheJobsQueueDrops";
+const LEFT_OUT: &str = "OnlyTheJobsQueueDrops,Documents";
 const PRINCIPAL: &str = "arn:aws:iam::000000000000:role/mac-studio";
 const ROLES: [&str; 3] = ["storefront", "kitchen", "collector"];
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -36,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 struct Stack {
     made: Value,
     gate: Gate,
-    _server: Ministack,
+    server: Ministack,
 }
 
 impl Stack {
@@ -58,7 +59,7 @@ impl Stack {
         };
         let policies = Policies { roles: ROLES.map(of_role).into(), bucket: made["bucket_policy"].clone() };
         let gate = Gate::open(server.endpoint(), bedrock, policies).await;
-        Self { made, gate, _server: server }
+        Self { made, gate, server }
     }
 
     fn credentials(&self, role: &str) -> [&str; 3] {
