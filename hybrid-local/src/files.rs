@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use hybrid_core::{Digest, Error, ErrorKind, Hasher, Result};
@@ -67,6 +67,15 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail)?;
     fs::rename(&beside, path).map_err(fail)?;
     sync_folder(path)
+}
+
+/// Copies a file into a folder, flushed to the disk; gives its path there.
+#[cfg_attr(not(feature = "decoder"), allow(dead_code))]
+pub(crate) fn copy(from: &Path, folder: &Path) -> Result<PathBuf> {
+    let to = folder.join(from.file_name().unwrap_or_default());
+    let copied = fs::copy(from, &to).and_then(|_| File::open(&to)?.sync_all());
+    copied.map_err(|error| io_error("copy file", &to, error))?;
+    Ok(to)
 }
 
 /// Removes a file that may be gone already.

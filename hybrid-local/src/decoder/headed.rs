@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -13,7 +12,7 @@ use hybrid_core::{Digest, Error, Result};
 use tokenizers::Tokenizer;
 
 use super::{
-    adapter::{self, Adapter, Dropout, LoraConfig, Pair, Worn},
+    adapter::{self, Adapter, Dropout, LoraConfig, Worn},
     config::DecoderConfig,
     files::ModelFiles,
     network::{Network, Sequences},
@@ -22,9 +21,9 @@ use super::{
 use crate::{
     Device,
     device::tensor_error,
-    files::{check_memory, io_error},
+    files::{check_memory, copy},
     learning::settings::Settings,
-    tensors::{Array, Tensors},
+    tensors::Tensors,
 };
 
 /// What the layer's tensor is called in files, as transformers calls it.
@@ -89,6 +88,14 @@ impl HeadBase {
         self.config.vocabulary
     }
 
+    /// Checks that [`write`](Self::write) can write all of its weights anew.
+    ///
+    /// # Errors
+    /// `Unsupported` if it is no folder of Safetensors.
+    pub(crate) fn check_rewritable(&self) -> Result<()> {
+        adapter::check_rewritable(&self.path)
+    }
+
     /// Bytes of the weights in memory.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
@@ -133,32 +140,16 @@ impl HeadBase {
         seed: u64,
         device: &Device,
     ) -> Result<(Hung, BTreeMap<String, Var>)> {
-        let (mut variables, mut pairs) = (BTreeMap::new(), BTreeMap::new());
-        for (place, Pair { a, b }) in initial(&lora.0, &self.config, seed).pairs {
-            let mut variable = |name: &str, array: &Array| -> Result<Tensor> {
-                let value = Tensor::from_slice(array.floats()?, array.shape.as_slice(), device.tensors())
-                    .and_then(|value| Var::from_tensor(&value));
-                let value = value.map_err(tensor_error("begin training"))?;
-                let tensor = value.as_tensor().clone();
-                variables.insert(format!("{place}.{name}"), value);
-                Ok(tensor)
-            };
-            let pair = [variable("lora_a", &a)?, variable("lora_b", &b)?];
-            pairs.insert(place, pair);
-        }
-        Ok((Hung(Adapter::of(pairs, lora.0.scale())), variables))
+        let start = initial(&lora.0, &self.config, seed);
+        Adapter::trainable(&start, device.tensors()).map(|(adapter, variables)| (Hung(adapter), variables))
     }
 
     /// Writes a trained decoder into an empty folder, from which [`Headed::open`] reads it: the base's files with other weights, or as they are
     /// with an adapter beside them as PEFT has it. Gives the paths.
     pub(crate) fn write(&self, lora: Option<&HeadLora>, mut values: Tensors, folder: &Path) -> Result<Vec<PathBuf>> {
         let Some(lora) = lora else { return adapter::replace(&self.path, &self.config, folder, values) };
-        let mut paths = Vec::new();
-        for (name, from) in base_files(&self.path)? {
-            let to = folder.join(name);
-            fs::copy(&from, &to).map_err(|error| io_error("write classifier", &to, error))?;
-            paths.push(to);
-        }
+        let files = base_files(&self.path)?;
+        let mut paths = files.values().map(|file| copy(file, folder)).collect::<Result<Vec<_>>>()?;
         paths.extend(Learner::matrices(&mut values, &lora.0, &self.config)?.write_peft(folder, None)?);
         Ok(paths)
     }

@@ -3,7 +3,7 @@
 //! [`TextClassifierTrainer`] makes a version's files of judgments, [`TextClassifierLoader`] a backend of a version's files. The parts, from the
 //! text up: `features` hashes n-grams, `hashed` is the network over them, `encoder` is the network over the tokens of a base model,
 //! `decoder` puts a head on a chat model,
-//! `parameters` are what both learn, `training` is the loop with folds, early stopping and checkpoints, `calibration` turns logits into probabilities that can be believed,
+//! `optimiser` moves what both learn, `training` is the loop with folds, early stopping and checkpoints, `calibration` turns logits into probabilities that can be believed,
 //! `backend` serves.
 
 mod backend;
@@ -16,7 +16,7 @@ mod features;
 mod hashed;
 mod loader;
 mod loss;
-mod parameters;
+mod optimiser;
 mod trainer;
 mod training;
 

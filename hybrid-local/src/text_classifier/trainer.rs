@@ -2,14 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
 use async_trait::async_trait;
 use hybrid_core::{
-    Cancellation, Candidate, CandidateFile, CandidateOutput, Digest, Document, Error, FileName, Hasher, Requirements,
-    Result, Task, TrainPlan, TrainRun, Trainer, TrainerProfile, task::Classify,
+    Cancellation, Candidate, CandidateOutput, Digest, Document, Error, Hasher, Requirements, Result, Task, TrainPlan,
+    TrainRun, Trainer, TrainerProfile, task::Classify,
 };
 
 #[cfg(feature = "decoder")]
@@ -27,7 +26,11 @@ use super::{
 };
 #[cfg(feature = "decoder")]
 use crate::decoder::headed::HeadBase;
-use crate::{Device, LocalModel, ModelResolver, ModelSource, encoder::Base};
+use crate::{
+    Device, LocalModel, ModelResolver, ModelSource,
+    encoder::Base,
+    learning::{candidate::write_candidate, unless_cancelled},
+};
 
 const OPERATION: &str = "train";
 const NAME: &str = concat!("hybrid-local/", env!("CARGO_PKG_VERSION"));
@@ -219,7 +222,7 @@ impl TextClassifierTrainer {
         let weights = tensors::encode(&model.tensors()?, None)?;
         let memory = model.config().tensor_bytes() * 2;
         let files = [(CONFIG, config.as_ref()), (WEIGHTS, weights.as_slice())];
-        let output = CandidateOutput::Files(write_candidate(&run.scratch, &files)?);
+        let output = CandidateOutput::Files(write_candidate(&run.scratch, |folder| write_all(folder, &files))?);
         checkpoint.remove()?;
         run.progress.report(training::finished(trained.steps));
         let metrics = metrics(trained.temperature, trained.figures);
@@ -246,7 +249,7 @@ impl TextClassifierTrainer {
         let adapter = adapter.map(|adapter| tensors::encode(&adapter, None)).transpose()?;
         let mut files = vec![(CONFIG, config.as_ref()), (TOKENIZER, tokenizer.as_slice()), (WEIGHTS, model.as_slice())];
         files.extend(adapter.as_deref().map(|adapter| (ADAPTER, adapter)));
-        let output = CandidateOutput::Files(write_candidate(&run.scratch, &files)?);
+        let output = CandidateOutput::Files(write_candidate(&run.scratch, |folder| write_all(folder, &files))?);
         checkpoint.remove()?;
         run.progress.report(training::finished(steps));
         let mut metrics = metrics(temperature, figures);
@@ -258,6 +261,9 @@ impl TextClassifierTrainer {
     fn train_decoder(&self, base: &LocalModel, settings: &HeadSettings, work: &Work) -> Result<Candidate> {
         let Work { plan, run, examples, dropped } = work;
         let (base, tokenizer) = HeadBase::open(base.path(), settings.max_tokens())?;
+        if settings.lora().is_none() {
+            base.check_rewritable().map_err(|error| error.with("method", &plan.method))?;
+        }
         let digests = base.digests()?;
         let checkpoint = Checkpoint::new(&run.scratch, self.run_digest(plan, digests.values())?);
         let method = HeadMethod::new(examples, &base, tokenizer, settings, &self.device)?;
@@ -268,18 +274,18 @@ impl TextClassifierTrainer {
         let Trained { learner, temperature, figures, steps } =
             training::train(&&method, examples, &settings.schedule, &checkpoint, run, dropped)?;
         let (config, body, head) = learner.finish(temperature, digests)?;
-        let memory = base.bytes() + [&body, &head].iter().map(|tensors| bytes_of(tensors)).sum::<u64>();
+        // All weights that were trained are in the base's place.
+        let beside = settings.lora().map_or(0, |_| bytes_of(&body));
+        let memory = base.bytes() + beside + bytes_of(&head);
         drop(learner);
         drop(method);
-        let folder = run.scratch.join("candidate");
-        if folder.exists() {
-            fs::remove_dir_all(&folder).map_err(|error| files::io_error("write candidate", &folder, error))?;
-        }
         let (config, head) = (config.encode()?, tensors::encode(&head, None)?);
         let own = [(decoder::CONFIG, config.as_ref()), (decoder::HEAD, head.as_slice())];
-        let mut written = write_candidate(&run.scratch, &own)?;
-        let paths = base.write(settings.lora(), body, &folder)?;
-        written.extend(paths.into_iter().map(candidate_file).collect::<Result<Vec<_>>>()?);
+        let written = write_candidate(&run.scratch, |folder| {
+            let mut paths = write_all(folder, &own)?;
+            paths.extend(base.write(settings.lora(), body, folder)?);
+            Ok(paths)
+        })?;
         checkpoint.remove()?;
         run.progress.report(training::finished(steps));
         let mut metrics = metrics(temperature, figures);
@@ -348,19 +354,16 @@ impl Trainer for TextClassifierTrainer {
 
     async fn train(&self, plan: &TrainPlan, run: &TrainRun) -> Result<Candidate> {
         let method = Self::method(plan)?;
-        if run.cancel.is_cancelled() {
-            return Err(Error::cancelled(OPERATION, "the run was cancelled"));
-        }
-        let examples = Examples::read(&plan.dataset.read(&*run.store).await?)
-            .map_err(|error| error.with("dataset", &plan.dataset.name))?;
+        let judgments = unless_cancelled(&run.cancel, plan.dataset.read(&*run.store)).await?;
+        let examples = Examples::read(&judgments).map_err(|error| error.with("dataset", &plan.dataset.name))?;
         let dropped = Cancellation::new();
         let guard = dropped.clone().drop_guard();
         let work = Work { plan: plan.clone(), run: run.clone(), examples, dropped };
         let base = match &method {
             Method::Hashed(_) => None,
-            Method::Bert(base, _) => Some(self.models.resolve(base).await?),
+            Method::Bert(base, _) => Some(unless_cancelled(&run.cancel, self.models.resolve(base)).await?),
             #[cfg(feature = "decoder")]
-            Method::Decoder(base, _) => Some(self.models.resolve(base).await?),
+            Method::Decoder(base, _) => Some(unless_cancelled(&run.cancel, self.models.resolve(base)).await?),
         };
         let this = self.clone();
         let training = tokio::task::spawn_blocking(move || match (method, base) {
@@ -377,21 +380,10 @@ impl Trainer for TextClassifierTrainer {
     }
 }
 
-/// Writes files of a candidate below `scratch/candidate`.
-fn write_candidate(scratch: &Path, contents: &[(&str, &[u8])]) -> Result<Vec<CandidateFile>> {
-    let folder = scratch.join("candidate");
-    fs::create_dir_all(&folder).map_err(|error| files::io_error("write candidate", &folder, error))?;
-    let write = |(name, bytes): &(&str, &[u8])| {
-        let path = folder.join(name);
-        files::write(&path, bytes)?;
-        candidate_file(path)
-    };
+/// Writes files into a folder; gives their paths.
+fn write_all(folder: &Path, contents: &[(&str, &[u8])]) -> Result<Vec<PathBuf>> {
+    let write = |(name, bytes): &(&str, &[u8])| files::write(&folder.join(name), bytes).map(|()| folder.join(name));
     contents.iter().map(write).collect()
-}
-
-fn candidate_file(path: PathBuf) -> Result<CandidateFile> {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(CandidateFile { name: FileName::new(name)?, path })
 }
 
 /// What tensors take in memory.

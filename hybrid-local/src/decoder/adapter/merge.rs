@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
@@ -19,10 +19,10 @@ use super::{Matrices, Pair};
 use crate::{
     decoder::{
         config::DecoderConfig,
-        files::{Fused, Safetensors, Weights},
+        files::{Fused, Safetensors, Weights, check_folder},
     },
     device::tensor_error,
-    files::io_error,
+    files::{copy, io_error},
     tensors::Tensors,
 };
 
@@ -41,6 +41,14 @@ pub(in crate::decoder) const BESIDE: [&str; 11] = [
     "tokenizer.model",
     "model.safetensors.index.json",
 ];
+
+/// Checks that [`merge`] and [`replace`] can write the model at `base` anew, so that nobody works for nothing.
+///
+/// # Errors
+/// `Unsupported` if it is no folder of Safetensors.
+pub(in crate::decoder) fn check_rewritable(base: &Path) -> Result<()> {
+    check_folder(OPERATION, base)
+}
 
 /// Writes the model in `base` with the adapter worked into its weights to the empty folder `to`; gives the paths of the files.
 ///
@@ -140,14 +148,17 @@ fn rewrite(
     shapes: &BTreeMap<String, Vec<usize>>,
     change: impl Fn(&str, Vec<f32>) -> Result<Vec<f32>>,
 ) -> Result<Vec<PathBuf>> {
-    if !base.is_dir() {
-        return Err(Error::unsupported(
-            OPERATION,
-            "the base is no folder of Safetensors, so an adapter is not worked into it; hand it out beside the base",
-        )
-        .with("base", base.display()));
-    }
+    check_rewritable(base)?;
     let read = Safetensors::open(base, None)?;
+    // By the files' own names, which are others where a model sees pictures too.
+    let mut names = BTreeMap::new();
+    for name in shapes.keys() {
+        let found = read.name_of(name).ok_or_else(|| {
+            let message = "the base's files have no tensor of this name, so its layer cannot be changed";
+            Error::unsupported(OPERATION, message).with("tensor", name).with("base", base.display())
+        })?;
+        names.insert(found, name);
+    }
     let mut paths = Vec::new();
     for name in BESIDE.into_iter().filter(|name| base.join(name).is_file()) {
         paths.push(copy(&base.join(name), to)?);
@@ -156,37 +167,22 @@ fn rewrite(
     for (path, _) in read.files() {
         let copied = copy(path, to)?;
         let shard = Shard::open(copied.clone())?;
-        for name in shard.header.tensors().keys().filter(|name| shapes.contains_key(*name)) {
-            let written = shard.change(name, |values| change(name, values))?;
-            changed.insert(name.clone(), written);
+        for (found, name) in names.iter().filter(|(found, _)| shard.header.info(found).is_some()) {
+            changed.insert(name, shard.change(found, |values| change(name, values))?);
         }
         File::open(&copied).and_then(|file| file.sync_all()).map_err(|error| io_error(OPERATION, &copied, error))?;
         paths.push(copied);
     }
-    if let Some(name) = shapes.keys().find(|name| !changed.contains_key(*name)) {
-        return Err(Error::unsupported(
-            OPERATION,
-            "the base's files have no tensor of this name, so its layer cannot be changed",
-        )
-        .with("tensor", name)
-        .with("base", base.display()));
-    }
     // What was written is what a loader reads.
     let read = Safetensors::open(to, None)?;
-    for (name, written) in &changed {
-        let found = read.take(name, &shapes[name], &Device::Cpu)?.dense(&Device::Cpu)?;
+    for (name, shape) in shapes {
+        let found = read.take(name, shape, &Device::Cpu)?.dense(&Device::Cpu)?;
         let found = found.flatten_all().and_then(|found| found.to_vec1::<f32>()).map_err(tensor_error(OPERATION))?;
-        if checksum(&found) != *written {
+        if changed.get(&name) != Some(&checksum(&found)) {
             return Err(Error::internal(OPERATION, "what was written reads otherwise than it was").with("tensor", name));
         }
     }
     Ok(paths)
-}
-
-fn copy(from: &Path, to: &Path) -> Result<PathBuf> {
-    let path = to.join(from.file_name().unwrap_or_default());
-    fs::copy(from, &path).map_err(|error| io_error(OPERATION, &path, error))?;
-    Ok(path)
 }
 
 /// A digest of numbers, for comparison within one run.

@@ -19,19 +19,22 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::{Device, Result as TensorResult, Tensor};
+use candle_core::{Device, Result as TensorResult, Tensor, Var};
 use hybrid_core::{Error, Result};
 
 pub use self::export::{AdapterFormat, LoraAdapter};
 pub(super) use self::{
     base::BaseDigests,
     config::LoraConfig,
-    merge::{BESIDE, merge, replace},
+    merge::{BESIDE, check_rewritable, merge, replace},
 };
 use super::{config::DecoderConfig, network::low_rank};
 use crate::{device::tensor_error, ops::tape::LowRank, random::Random, tensors::Array};
 
 const OPERATION: &str = "open adapter";
+/// The sides of a pair, as parts of variables' names.
+pub(super) const LORA_A: &str = "lora_a";
+pub(super) const LORA_B: &str = "lora_b";
 
 /// A linear layer of a decoder's layer that adapters can be hung on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -222,9 +225,18 @@ impl Adapter {
         Ok(Self { pairs, scale: matrices.config.scale() })
     }
 
-    /// An adapter of tensors that are on a device already, `A` and `B` for each place.
-    pub(super) fn of(pairs: BTreeMap<Place, [Tensor; 2]>, scale: f64) -> Self {
-        Self { pairs, scale }
+    /// The adapter of variables on `device`, and the variables by their places and sides.
+    pub(super) fn trainable(matrices: &Matrices, device: &Device) -> Result<(Self, BTreeMap<String, Var>)> {
+        let Self { mut pairs, scale } = Self::on(matrices, device)?;
+        let mut variables = BTreeMap::new();
+        for (place, pair) in &mut pairs {
+            for (side, tensor) in [LORA_A, LORA_B].into_iter().zip(pair) {
+                let variable = Var::from_tensor(tensor).map_err(tensor_error("begin training"))?;
+                *tensor = variable.as_tensor().clone();
+                variables.insert(format!("{place}.{side}"), variable);
+            }
+        }
+        Ok((Self { pairs, scale }, variables))
     }
 
     /// The same, without a way back to its tensors.

@@ -75,6 +75,20 @@ impl ModelFiles {
     }
 }
 
+/// Refuses a model that is no folder in Hugging Face layout, of which alone others are made.
+///
+/// # Errors
+/// `Unsupported` that names the model.
+pub(crate) fn check_folder(operation: &'static str, model: &Path) -> Result<()> {
+    if model.join(CONFIG).is_file() {
+        return Ok(());
+    }
+    let message = "other weights are written of a folder of Safetensors alone, and the model is a GGUF file";
+    Err(Error::unsupported(operation, message)
+        .with("base", model.display())
+        .with("way out", "the folder in Hugging Face layout that the file was made of"))
+}
+
 fn gguf_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).map_err(|error| io_error(OPERATION, folder, error))?;
     let mut files = Vec::new();

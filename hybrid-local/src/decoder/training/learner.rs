@@ -4,28 +4,26 @@
 //! layer is gone through by itself, and its history is given up before the one below. So no more than one layer's gradients are in memory
 //! at a time and no history is deeper than a layer; with `recompute` there is not even more than one layer's history.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
-use candle_core::{DType, Result as TensorResult, Tensor, Var, backprop::GradStore};
+use candle_core::{Result as TensorResult, Tensor, Var, backprop::GradStore};
 use hybrid_core::{Error, Result};
 
 use super::{lessons::Lesson, settings::TrainSettings, targets::Targets};
 use crate::{
     decoder::{
-        adapter::{Adapter, Dropout, LoraConfig, Matrices, Pair, Place, Worn},
+        adapter::{Adapter, Dropout, LORA_A, LORA_B, LoraConfig, Matrices, Pair, Place, Worn},
         config::DecoderConfig,
         network::{Network, Sequences},
     },
     device::tensor_error,
-    learning::gradients::{Proof, prove},
+    learning::{
+        gradients::Unproven,
+        parameters::{self, Parameters, parameters},
+    },
     ops::{
-        Operators, Rates, Step, squares,
+        Operators, Step, squares,
         tape::{Buffers, Slopes},
-        update,
     },
     random::Random,
     tensors::{Array, Tensors, take_f32},
@@ -43,11 +41,10 @@ pub(in crate::decoder) struct Learner<'a> {
     pub(super) config: &'a DecoderConfig,
     pub(super) settings: &'a TrainSettings,
     pub(super) lessons: &'a [Lesson],
-    pub(super) parameters: BTreeMap<String, Parameter>,
+    pub(super) parameters: Parameters,
     /// What the network wears, of parameters.
     adapter: Option<Adapter>,
-    /// The parameters that gradients have not yet been seen to reach.
-    unproven: BTreeSet<String>,
+    unproven: Unproven,
     /// What the network without the adapter makes of a pair of answers, by the number of the lesson.
     pub(super) references: RefCell<BTreeMap<usize, [f64; 2]>>,
     /// The memory of passes on tapes, and of the gradients that they find.
@@ -55,13 +52,6 @@ pub(in crate::decoder) struct Learner<'a> {
     pub(super) slopes: RefCell<Slopes>,
     /// Whether passes are on tapes.
     pub(super) taped: bool,
-}
-
-#[derive(Debug)]
-pub(super) struct Parameter {
-    pub(super) value: Var,
-    /// `[2, …]`: see [`update`].
-    moments: Var,
 }
 
 /// What some lessons are to the network.
@@ -111,21 +101,7 @@ impl<'a> Learner<'a> {
         lessons: &'a [Lesson],
         start: &Matrices,
     ) -> Result<Self> {
-        let fail = tensor_error("begin training");
-        let device = network.device();
-        let (mut parameters, mut pairs) = (BTreeMap::new(), BTreeMap::new());
-        for (place, Pair { a, b }) in &start.pairs {
-            let mut parameter = |name: &str, array: &Array| -> Result<Tensor> {
-                let value = Tensor::from_slice(array.floats()?, array.shape.as_slice(), device)
-                    .and_then(|t| Var::from_tensor(&t));
-                let value = value.map_err(fail)?;
-                let tensor = value.as_tensor().clone();
-                parameters.insert(format!("{place}.{name}"), value);
-                Ok(tensor)
-            };
-            pairs.insert(*place, [parameter(LORA_A, a)?, parameter(LORA_B, b)?]);
-        }
-        let adapter = Adapter::of(pairs, start.config.scale());
+        let (adapter, parameters) = Adapter::trainable(start, network.device())?;
         Self::new(network, config, settings, lessons, parameters, Some(adapter))
     }
 
@@ -148,13 +124,8 @@ impl<'a> Learner<'a> {
         values: BTreeMap<String, Var>,
         adapter: Option<Adapter>,
     ) -> Result<Self> {
-        let parameter = |(name, value): (String, Var)| {
-            let moments = Var::zeros([&[2], value.dims()].concat(), DType::F32, network.device())?;
-            Ok((name, Parameter { value, moments }))
-        };
-        let parameters: candle_core::Result<BTreeMap<_, _>> = values.into_iter().map(parameter).collect();
-        let parameters = parameters.map_err(tensor_error("begin training"))?;
-        let unproven = parameters.keys().cloned().collect();
+        let parameters = parameters(values)?;
+        let unproven = Unproven::new(parameters.keys());
         Ok(Self {
             network,
             config,
@@ -195,7 +166,10 @@ impl<'a> Learner<'a> {
             }
             measure.add(learnt);
         }
-        self.prove(&gradients, step)?;
+        // What is learnt at a text's second token or later is said by rows that see another.
+        let mut sequences = batches.iter().flatten().flat_map(|lesson| &self.lessons[*lesson].sequences);
+        let weighs = sequences.any(|sequence| sequence.learnt.iter().skip(2).any(|learnt| *learnt));
+        self.unproven.check(weighs, |name| gradients.get(name))?;
         let mut sum = 0.0;
         for (name, gradient) in &gradients {
             let squares = squares(gradient).map_err(fail)?;
@@ -212,11 +186,8 @@ impl<'a> Learner<'a> {
         let clip = (self.settings.clip_norm / (sum.sqrt() + 1e-6)).min(1.0);
         let learning = self.settings.rate(step, planned);
         for (name, gradient) in &gradients {
-            let Parameter { value, moments } = &self.parameters[name];
-            // Biases and norms are not drawn to zero.
-            let decay = if value.dims().len() > 1 { self.settings.weight_decay } else { 0.0 };
             let step = Step { number: step + 1, clip };
-            update(value, moments, gradient, step, Rates { learning, decay }).map_err(fail)?;
+            self.parameters[name].update(gradient, step, learning, self.settings.weight_decay).map_err(fail)?;
         }
         Ok(measure)
     }
@@ -231,19 +202,6 @@ impl<'a> Learner<'a> {
             self.judge(batch, &targets, &nll, self.count(batch)).map(|(measure, _)| measure)
         };
         measure().map_err(tensor_error("evaluate"))
-    }
-
-    /// Checks, until it has been seen once of each, that the loss reaches the parameters.
-    fn prove(&mut self, gradients: &Gradients, step: usize) -> Result<()> {
-        for name in std::mem::take(&mut self.unproven) {
-            // While B is zero, A's gradient is zero by its nature; the first step moves B.
-            let waits = step == 0 && name.ends_with(LORA_A);
-            prove(&name, gradients.get(&name), if waits { Proof::Finite } else { Proof::FiniteAndNotZero })?;
-            if waits {
-                self.unproven.insert(name);
-            }
-        }
-        Ok(())
     }
 
     pub(super) fn lessons(&self, batch: &[usize]) -> Vec<&'a Lesson> {
@@ -364,34 +322,26 @@ impl<'a> Learner<'a> {
 
     /// The parameters' values, on the host.
     pub(in crate::decoder) fn values(&self) -> Result<Tensors> {
-        let value = |(name, parameter): (&String, &Parameter)| Ok((name.clone(), array(&parameter.value)?));
-        self.parameters.iter().map(value).collect::<TensorResult<_>>().map_err(tensor_error("write model"))
+        parameters::values(&self.parameters)
     }
 
     /// Sets the parameters to these values.
-    pub(in crate::decoder) fn set_values(&mut self, mut values: Tensors) -> Result<()> {
-        self.parameters.iter().try_for_each(|(name, parameter)| set(&parameter.value, &mut values, name))
+    pub(in crate::decoder) fn set_values(&mut self, values: Tensors) -> Result<()> {
+        parameters::set_values(&self.parameters, values)
     }
 
     /// All that [`restore`](Self::restore) needs to go on.
     pub(super) fn state(&self) -> Result<Tensors> {
-        let mut state = Tensors::new();
-        let fail = tensor_error("save checkpoint");
-        for (name, Parameter { value, moments }) in &self.parameters {
-            state.insert(format!("value.{name}"), array(value).map_err(fail)?);
-            state.insert(format!("moments.{name}"), array(moments).map_err(fail)?);
-        }
-        Ok(state)
+        parameters::state(&self.parameters)
     }
 
     /// Goes on from a state after `steps` steps.
     pub(super) fn restore(&mut self, state: &mut Tensors, steps: usize) -> Result<()> {
-        for (name, Parameter { value, moments }) in &self.parameters {
-            set(value, state, &format!("value.{name}"))?;
-            set(moments, state, &format!("moments.{name}"))?;
-        }
+        parameters::restore(&self.parameters, state)?;
         // What was seen of a gradient in the attempts before need not be seen again.
-        self.unproven.retain(|name| steps < if name.ends_with(LORA_A) { 2 } else { 1 });
+        if steps > 1 {
+            self.unproven.clear();
+        }
         Ok(())
     }
 
@@ -419,9 +369,6 @@ impl<'a> Learner<'a> {
     }
 }
 
-const LORA_A: &str = "lora_a";
-const LORA_B: &str = "lora_b";
-
 pub(super) fn worn<'a>(adapter: Option<&'a Adapter>, sequences: &Sequences, dropout: Option<Dropout>) -> Vec<Worn<'a>> {
     let rows = 0..sequences.tokens().len();
     adapter.into_iter().map(|adapter| Worn { rows: rows.clone(), adapter, dropout }).collect()
@@ -430,14 +377,4 @@ pub(super) fn worn<'a>(adapter: Option<&'a Adapter>, sequences: &Sequences, drop
 /// The gradients of what `output` was made of, from the gradient of `output`.
 fn back(output: &Tensor, gradient: &Tensor) -> TensorResult<GradStore> {
     (output * gradient.detach())?.sum_all()?.backward()
-}
-
-fn array(var: &Var) -> TensorResult<Array> {
-    Ok(Array::f32(var.dims(), var.flatten_all()?.to_vec1()?))
-}
-
-fn set(var: &Var, values: &mut Tensors, name: &str) -> Result<()> {
-    let values = take_f32(values, name, var.dims())?;
-    let set = || var.set(&Tensor::from_vec(values, var.shape(), var.device())?);
-    set().map_err(tensor_error("restore checkpoint"))
 }

@@ -2,14 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
 use async_trait::async_trait;
 use hybrid_core::{
-    BaseModel, Cancellation, Candidate, CandidateFile, CandidateOutput, Digest, Document, Error, FileName, Hasher,
-    Judgment, Requirements, Result, Task, TrainPlan, TrainRun, Trainer, TrainerProfile, task::Chat,
+    BaseModel, Cancellation, Candidate, CandidateOutput, Digest, Document, Error, Hasher, Judgment, Requirements,
+    Result, Task, TrainPlan, TrainRun, Trainer, TrainerProfile, task::Chat,
 };
 
 use super::{
@@ -32,8 +31,8 @@ use crate::{
         template::Templates,
         tokens::Tokens,
     },
-    files::{check_memory, io_error},
-    learning::checkpoint::Checkpoint,
+    files::check_memory,
+    learning::{candidate::write_candidate, checkpoint::Checkpoint, unless_cancelled},
     tensors::Tensors,
 };
 
@@ -153,6 +152,13 @@ impl DecoderTrainer {
     /// Trains on a blocking thread.
     fn run(&self, settings: &TrainSettings, base: &Path, work: &Work) -> Result<Candidate> {
         let Work { plan, run, judgments, dropped } = work;
+        let files = ModelFiles::open(base)?;
+        // What is trained itself has steps that are lost in sixteen bits.
+        let files = if settings.lora.is_some() { files.narrow_on(&self.device) } else { files };
+        let ModelFiles { config, weights, tokenizer, templates, defaults } = files;
+        if settings.lora.is_none() || settings.merged {
+            adapter::check_rewritable(base).map_err(|error| error.with("method", &plan.method))?;
+        }
         let digests = digests(base)?;
         let mut hasher = Hasher::new();
         hasher.update(&plan.encode()?);
@@ -160,14 +166,6 @@ impl DecoderTrainer {
         hasher.update(format!("{NAME} on {}", self.device).as_bytes());
         let checkpoint = Checkpoint::new(&run.scratch, hasher.finish());
 
-        let files = ModelFiles::open(base)?;
-        // What is trained itself has steps that are lost in sixteen bits.
-        let files = if settings.lora.is_some() { files.narrow_on(&self.device) } else { files };
-        let ModelFiles { config, weights, tokenizer, templates, defaults } = files;
-        if settings.merged && !base.is_dir() {
-            let message = "a model is written of a folder of Safetensors alone; set output to adapter";
-            return Err(Error::unsupported(OPERATION, message).with("base", base.display()));
-        }
         let tokens = Tokens::new(tokenizer, config.vocabulary)?;
         let templates = templates.default.is_some().then(|| Templates::compile(templates)).transpose()?;
         let max_tokens = settings.max_tokens.min(config.context);
@@ -207,10 +205,12 @@ impl DecoderTrainer {
             None => self.whole(settings, &config, weights, &lessons, &course)?,
         };
         let (figures, values) = trained;
-        let folder = run.scratch.join("candidate");
-        clear(&folder)?;
-        let output = Output { plan, base, folder: &folder, config: &config, digests: &digests };
-        let (architecture, files, own_bytes) = output.write(settings, values)?;
+        let (architecture, own_bytes) = match &lora {
+            Some(matrices) if !settings.merged => (ADAPTER_ARCHITECTURE, 4 * matrices.numbers()),
+            _ => (ARCHITECTURE, 0),
+        };
+        let output = Output { plan, base, config: &config, digests };
+        let files = write_candidate(&run.scratch, |folder| output.write(settings, values, folder))?;
         checkpoint.remove()?;
         run.progress.report(finished(steps.len() as u64));
         Ok(Candidate {
@@ -266,11 +266,8 @@ impl Trainer for DecoderTrainer {
 
     async fn train(&self, plan: &TrainPlan, run: &TrainRun) -> Result<Candidate> {
         let (settings, source) = Self::settings(plan)?;
-        if run.cancel.is_cancelled() {
-            return Err(Error::cancelled(OPERATION, "the run was cancelled"));
-        }
-        let judgments = plan.dataset.read(&*run.store).await?;
-        let base = self.models.resolve(&source).await?;
+        let judgments = unless_cancelled(&run.cancel, plan.dataset.read(&*run.store)).await?;
+        let base = unless_cancelled(&run.cancel, self.models.resolve(&source)).await?;
         let dropped = Cancellation::new();
         let guard = dropped.clone().drop_guard();
         let work = Work { plan: plan.clone(), run: run.clone(), judgments, dropped };
@@ -285,53 +282,33 @@ impl Trainer for DecoderTrainer {
     }
 }
 
-/// Where a candidate goes, and what it is of.
+/// What a candidate is of.
 struct Output<'a> {
     plan: &'a TrainPlan,
     base: &'a Path,
-    folder: &'a Path,
     config: &'a DecoderConfig,
-    digests: &'a BTreeMap<String, Digest>,
+    digests: BTreeMap<String, Digest>,
 }
 
 impl Output<'_> {
-    /// Writes the files, and says what kind of loader reads them and what they take in memory beside the base.
-    fn write(&self, settings: &TrainSettings, mut values: Tensors) -> Result<(&'static str, Vec<CandidateFile>, u64)> {
-        let Self { plan, base, folder, config, digests } = self;
-        let (paths, architecture, bytes) = match &settings.lora {
-            None => (adapter::replace(base, config, folder, values)?, ARCHITECTURE, 0),
-            Some(lora) => {
-                let matrices = Learner::matrices(&mut values, lora, config)?;
-                if settings.merged {
-                    (adapter::merge(&matrices, config, base, folder)?, ARCHITECTURE, 0)
-                } else {
-                    let name = match &plan.base {
-                        Some(BaseModel::Folder(folder)) => Some(folder.display().to_string()),
-                        // As other tools look for it.
-                        Some(BaseModel::Hub(model)) => Some(model.parse::<HubModel>()?.name().to_owned()),
-                        _ => None,
-                    };
-                    let mut paths = matrices.write_peft(folder, name.as_deref())?;
-                    paths.push(BaseDigests { files: (*digests).clone() }.write(folder)?);
-                    (paths, ADAPTER_ARCHITECTURE, 4 * matrices.numbers())
-                }
-            }
+    /// Writes the files into an empty folder; gives their paths.
+    fn write(self, settings: &TrainSettings, mut values: Tensors, folder: &Path) -> Result<Vec<PathBuf>> {
+        let Self { plan, base, config, digests } = self;
+        let Some(lora) = &settings.lora else { return adapter::replace(base, config, folder, values) };
+        let matrices = Learner::matrices(&mut values, lora, config)?;
+        if settings.merged {
+            return adapter::merge(&matrices, config, base, folder);
+        }
+        let name = match &plan.base {
+            Some(BaseModel::Folder(folder)) => Some(folder.display().to_string()),
+            // As other tools look for it.
+            Some(BaseModel::Hub(model)) => Some(model.parse::<HubModel>()?.name().to_owned()),
+            _ => None,
         };
-        let file = |path: PathBuf| {
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            Ok(CandidateFile { name: FileName::new(name)?, path })
-        };
-        Ok((architecture, paths.into_iter().map(file).collect::<Result<_>>()?, bytes))
+        let mut paths = matrices.write_peft(folder, name.as_deref())?;
+        paths.push(BaseDigests { files: digests }.write(folder)?);
+        Ok(paths)
     }
-}
-
-/// An empty folder.
-fn clear(folder: &Path) -> Result<()> {
-    let fail = |error| io_error("write candidate", folder, error);
-    if folder.exists() {
-        fs::remove_dir_all(folder).map_err(fail)?;
-    }
-    fs::create_dir_all(folder).map_err(fail)
 }
 
 fn metrics(figures: &Figures, lessons: &Lessons) -> BTreeMap<String, f64> {

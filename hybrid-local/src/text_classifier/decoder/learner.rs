@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use candle_core::{Result as TensorResult, Tensor, Var};
 use hybrid_core::{Digest, Error, Result};
@@ -9,13 +9,13 @@ use crate::{
     Device,
     decoder::headed::{HeadBase, HeadLora, Headed, Hung},
     encoder::{Encoded, Marks, Tokens},
+    learning::parameters::{self, Parameters, parameters},
     random::Random,
     text_classifier::{
         ClassifierConfig,
         examples::Examples,
-        gradients::{Proof, prove},
+        gradients::Unproven,
         loss::{cross_entropy, smooth_targets},
-        parameters::{self, Parameter, Parameters},
         tensor_error,
         tensors::Tensors,
         training::{Learner, Method, StepAt},
@@ -43,8 +43,7 @@ pub(in crate::text_classifier) struct HeadLearner<'a> {
     method: &'a HeadMethod<'a>,
     body: Body<'a>,
     parameters: Parameters,
-    /// The parameters that gradients have not yet been seen to reach.
-    unproven: BTreeSet<String>,
+    unproven: Unproven,
 }
 
 /// What is under the head.
@@ -117,9 +116,8 @@ impl<'a> Method for &'a HeadMethod<'a> {
             }
         };
         variables.insert(HEAD.to_owned(), self.head(phase).map_err(tensor_error("begin training"))?);
-        let parameter = |(name, value): (String, Var)| Ok((name, Parameter::new(value, device)?));
-        let parameters = variables.into_iter().map(parameter).collect::<Result<Parameters>>()?;
-        let unproven = parameters.keys().cloned().collect();
+        let parameters = parameters(variables)?;
+        let unproven = Unproven::new(parameters.keys());
         Ok(HeadLearner { method: self, body, parameters, unproven })
     }
 }
@@ -164,23 +162,6 @@ impl HeadLearner<'_> {
         Ok(sum)
     }
 
-    /// Checks, until it has been seen once of each, that the loss reaches the parameters.
-    fn prove(&mut self, gradients: &BTreeMap<String, Tensor>, batch: &[usize], at: StepAt) -> Result<()> {
-        // A text of one token has nothing to weigh, so that queries and keys do not matter.
-        let weighs = self.encoded(batch).iter().any(|text| text.len() > 1);
-        for name in std::mem::take(&mut self.unproven) {
-            // While B is zero nothing reaches A; the first step moves B.
-            let waits =
-                name.ends_with(".lora_a") && at.step == 0 || !weighs && (name.contains(".q_") || name.contains(".k_"));
-            let proof = if waits { Proof::Finite } else { Proof::FiniteAndNotZero };
-            prove(&name, gradients.get(&name), proof)?;
-            if waits {
-                self.unproven.insert(name);
-            }
-        }
-        Ok(())
-    }
-
     /// The version: its configuration with the digests of the base's files, the tensors that were trained, and the head.
     pub(in crate::text_classifier) fn finish(
         &self,
@@ -206,7 +187,8 @@ impl Learner for HeadLearner<'_> {
         let mut gradients = BTreeMap::new();
         let loss = self.learn(batch, at, &mut gradients).map_err(fail)?;
         if loss.is_finite() {
-            self.prove(&gradients, batch, at)?;
+            let weighs = self.encoded(batch).iter().any(|text| text.len() > 1);
+            self.unproven.check(weighs, |name| gradients.get(name))?;
             let optimiser = &self.method.settings.optimiser;
             optimiser.step(&self.parameters, |name, _| gradients.get(name).cloned(), at).map_err(fail)?;
         }
@@ -222,7 +204,7 @@ impl Learner for HeadLearner<'_> {
         parameters::state(&self.parameters)
     }
 
-    fn restore(&mut self, state: Tensors) -> Result<()> {
-        parameters::restore(&self.parameters, state, self.method.device)
+    fn restore(&mut self, mut state: Tensors) -> Result<()> {
+        parameters::restore(&self.parameters, &mut state)
     }
 }

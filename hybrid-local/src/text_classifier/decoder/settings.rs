@@ -4,7 +4,7 @@ use hybrid_core::Result;
 
 use crate::{
     decoder::headed::HeadLora,
-    text_classifier::{parameters::Optimiser, settings::Settings, training::Schedule},
+    text_classifier::{optimiser::Optimiser, settings::Settings, training::Schedule},
 };
 
 /// The settings of `decoder-head-full` and `decoder-head-lora`.

@@ -1,21 +1,21 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use candle_core::{Tensor, Var, backprop::GradStore};
+use candle_core::{Tensor, Var};
 use hybrid_core::{Error, Result};
 
 use super::{config::BertConfig, model::logits, network::Network, settings::BertSettings};
 use crate::{
     Device,
     encoder::{Base, Batch, Dropout, Encoded, Marks, Tokens, on_device},
+    learning::parameters::{self, Parameter, Parameters},
     ops::Operators,
     random::Random,
     text_classifier::{
         ClassifierConfig,
         examples::Examples,
         files::check_memory,
-        gradients::{Proof, prove},
+        gradients::Unproven,
         loss::{cross_entropy, smooth_targets},
-        parameters::{self, Parameter, Parameters},
         tensor_error,
         tensors::Tensors,
         training::{Learner, Method, StepAt},
@@ -42,8 +42,7 @@ pub(in crate::text_classifier) struct BertLearner<'a> {
     method: &'a BertMethod<'a>,
     pub(super) network: Network,
     pub(super) parameters: Parameters,
-    /// The parameters that gradients have not yet been seen to reach.
-    unproven: BTreeSet<String>,
+    unproven: Unproven,
 }
 
 impl<'a> BertMethod<'a> {
@@ -132,7 +131,7 @@ impl<'a> BertLearner<'a> {
         let mut parameters = Parameters::new();
         for (name, shape) in method.trained() {
             let value = Var::from_tensor(&method.initial(&name, &shape, phase)?).map_err(fail)?;
-            parameters.insert(name, Parameter::new(value, method.device)?);
+            parameters.insert(name, Parameter::new(value)?);
         }
         let tensor = |name: &str| match (parameters.get(name), method.frozen.get(name)) {
             (Some(parameter), _) => Ok(parameter.value.as_tensor().clone()),
@@ -141,7 +140,7 @@ impl<'a> BertLearner<'a> {
         };
         let BertSettings { pooling, lora, .. } = method.settings;
         let network = Network::of(&method.base.config, *pooling, lora.as_ref(), operators, tensor)?;
-        let unproven = parameters.keys().cloned().collect();
+        let unproven = Unproven::new(parameters.keys());
         Ok(Self { method, network, parameters, unproven })
     }
 
@@ -155,21 +154,6 @@ impl<'a> BertLearner<'a> {
         let smooth = Tensor::from_vec(smooth, (targets.len(), labels), device.tensors())?;
         let batch = Batch::of(&ids, base.config.first_position, device.tensors())?;
         cross_entropy(&self.network.logits(&batch, dropout)?, &smooth)
-    }
-
-    /// Checks, until it has been seen once of each, that the loss reaches the parameters.
-    fn prove(&mut self, gradients: &GradStore, at: StepAt) -> Result<()> {
-        for name in std::mem::take(&mut self.unproven) {
-            // While B is zero nothing reaches A; the first step moves B.
-            if name.ends_with(".lora_a") && at.step == 0 {
-                self.unproven.insert(name);
-                continue;
-            }
-            // What is added to all keys changes no softmax: the gradient is zero but for rounding.
-            let proof = if name.ends_with(".key.bias") { Proof::Finite } else { Proof::FiniteAndNotZero };
-            prove(&name, gradients.get(&self.parameters[&name].value), proof)?;
-        }
-        Ok(())
     }
 
     /// The version: its configuration, and the tensors that were trained.
@@ -198,7 +182,7 @@ impl Learner for BertLearner<'_> {
         let value = f64::from(loss.to_scalar::<f32>().map_err(fail)?);
         if value.is_finite() {
             let gradients = loss.backward().map_err(fail)?;
-            self.prove(&gradients, at)?;
+            self.unproven.check(true, |name| gradients.get(&self.parameters[name].value))?;
             let gradient = |_: &str, value: &Var| gradients.get(value).cloned();
             settings.optimiser.step(&self.parameters, gradient, at).map_err(fail)?;
         }
@@ -215,8 +199,8 @@ impl Learner for BertLearner<'_> {
         parameters::state(&self.parameters)
     }
 
-    fn restore(&mut self, state: Tensors) -> Result<()> {
-        parameters::restore(&self.parameters, state, self.method.device)
+    fn restore(&mut self, mut state: Tensors) -> Result<()> {
+        parameters::restore(&self.parameters, &mut state)
     }
 }
 

@@ -4,7 +4,7 @@ use hybrid_core::Result;
 
 use crate::{
     encoder::{LoraConfig, Pooling, TARGETS},
-    text_classifier::{parameters::Optimiser, settings::Settings, training::Schedule},
+    text_classifier::{optimiser::Optimiser, settings::Settings, training::Schedule},
 };
 
 /// Which parameters are trained.
