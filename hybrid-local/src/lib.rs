@@ -15,6 +15,8 @@
 //!
 //! The first five are on by default.
 
+#[cfg(any(feature = "classifier", feature = "decoder", feature = "evaluation", feature = "hub"))]
+mod blocking;
 #[cfg(feature = "decoder")]
 mod decoder;
 #[cfg(any(feature = "classifier", feature = "decoder"))]

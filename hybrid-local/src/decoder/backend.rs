@@ -16,7 +16,7 @@ use super::{
     codec::{Codec, Prepared},
     engine::{Engine, Job, Numbered},
 };
-use crate::Device;
+use crate::{Device, blocking::blocking};
 
 const OPERATION: &str = "chat";
 
@@ -50,8 +50,7 @@ impl DecoderBackend {
 
     async fn prepare(&self, cx: &CallContext, request: ChatRequest) -> Result<Prepared> {
         let (codec, now) = (Arc::clone(&self.codec), cx.clock.now());
-        let work = tokio::task::spawn_blocking(move || codec.prepare(request, now));
-        work.await.map_err(|error| Error::internal(OPERATION, "the prompt could not be written").with_source(error))?
+        blocking(OPERATION, move || codec.prepare(request, now)).await
     }
 }
 

@@ -210,7 +210,7 @@ impl Headed {
         hung: Option<&Hung>,
         dropout: Option<(f64, u64, [u64; 2])>,
     ) -> TensorResult<Tensor> {
-        let sequences = Sequences::new(texts.iter().copied(), &self.config.windows, self.network.device())?;
+        let sequences = Sequences::new(texts.iter().copied());
         let dropout = dropout.map(|(share, seed, index)| Dropout { share, seed, index });
         let worn = hung.map(|hung| Worn { rows: 0..sequences.tokens().len(), adapter: &hung.0, dropout });
         let pass = self.network.pass(&sequences, worn.into_iter().collect())?;

@@ -8,7 +8,7 @@ use hybrid_core::{Error, Result};
 use super::{
     adapter::{Module, Place},
     config::DecoderConfig,
-    files::ModelFiles,
+    files::{ModelFiles, check_folder},
     network::{Network, Sequences},
     tokens::Tokens,
     training::Trainable,
@@ -33,10 +33,11 @@ impl Importance {
     /// Loads the model in `folder`, for texts of at most `context` tokens at a time.
     ///
     /// # Errors
-    /// As [`DecoderLoader::open`](super::DecoderLoader::open); `Unsupported` that names a matrix in blocks.
+    /// As [`DecoderLoader::open`](super::DecoderLoader::open); `Unsupported` for a GGUF file.
     pub(crate) fn open(folder: &Path, device: &Device, memory_limit: Option<u64>, context: usize) -> Result<Self> {
         let named = |error: Error| error.with("path", folder.display());
         let ModelFiles { config, weights, tokenizer, .. } = ModelFiles::open(folder)?;
+        check_folder(OPERATION, folder)?;
         let window = context.min(config.context) as u64;
         let lasts = 4 * (config.layers() * config.hidden * (config.query_size() + config.intermediate)) as u64;
         let logits = 12 * window * config.vocabulary as u64;
@@ -68,7 +69,7 @@ impl Importance {
     }
 
     fn derivatives(&self, tokens: &[u32]) -> candle_core::Result<Sums> {
-        let sequences = Sequences::new([tokens], &self.config.windows, self.network.device())?;
+        let sequences = Sequences::new([tokens]);
         let pass = self.network.pass(&sequences, Vec::new())?;
         let mut x = self.network.enter(&sequences)?;
         for at in 0..self.config.layers() {

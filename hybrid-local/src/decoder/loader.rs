@@ -16,7 +16,7 @@ use super::{
     template::Templates,
     tokens::Tokens,
 };
-use crate::{Device, ModelResolver, ModelSource, files};
+use crate::{Device, ModelResolver, ModelSource, blocking::blocking, files};
 
 pub(super) const OPERATION: &str = "load decoder";
 const DEFAULT_CONTEXT: usize = 4_096;
@@ -126,8 +126,7 @@ impl DecoderLoader {
     /// As [`open`](Self::open).
     pub async fn open_model(&self, path: &Path) -> Result<DecoderModel> {
         let (this, path) = (self.clone(), path.to_owned());
-        let work = tokio::task::spawn_blocking(move || this.read(&path));
-        work.await.map_err(|error| Error::internal(OPERATION, "loading ended early").with_source(error))?
+        blocking(OPERATION, move || this.read(&path)).await
     }
 
     /// Loads an adapter with the base that it was made for.
@@ -145,8 +144,7 @@ impl DecoderLoader {
         })?;
         let base = self.models.resolve(&source).await?;
         let (at, beside) = (base.clone(), folder.to_owned());
-        let checked = tokio::task::spawn_blocking(move || BaseDigests::read(&beside)?.check(at.path()));
-        checked.await.map_err(|error| Error::internal(OPERATION, "loading ended early").with_source(error))??;
+        blocking(OPERATION, move || BaseDigests::read(&beside)?.check(at.path())).await?;
         self.open_model(base.path()).await?.adapter(folder, model).await
     }
 

@@ -20,7 +20,7 @@ use super::{
     engine::{Engine, Numbered},
     loader::OPERATION,
 };
-use crate::{Device, files};
+use crate::{Device, blocking::blocking, files};
 
 /// A chat model in memory, whose weights and caches all backends made of it share.
 ///
@@ -72,14 +72,14 @@ impl DecoderModel {
     /// [`ResourceExhausted`](hybrid_core::ErrorKind::ResourceExhausted) if its matrices do not fit into the memory that is free.
     pub async fn adapter(&self, folder: &Path, model: ServedModel) -> Result<Arc<dyn InferenceBackend<Chat>>> {
         let (this, folder) = (self.clone(), folder.to_owned());
-        let work = tokio::task::spawn_blocking(move || {
+        let work = move || {
             let adapter = Adapter::open(&folder, &this.config, this.device.tensors())?;
             files::check_memory(OPERATION, adapter.bytes(), None)?;
             // Zero is none.
             let number = this.adapters.fetch_add(1, Ordering::Relaxed) + 1;
             Ok(this.serve(Some(Arc::new(Numbered { number, adapter })), model))
-        });
-        work.await.map_err(|error| Error::internal(OPERATION, "loading ended early").with_source(error))?
+        };
+        blocking(OPERATION, work).await
     }
 
     fn serve(&self, adapter: Option<Arc<Numbered>>, model: ServedModel) -> Arc<dyn InferenceBackend<Chat>> {

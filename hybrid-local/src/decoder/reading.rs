@@ -23,7 +23,6 @@ pub(crate) struct Reading {
     network: Network,
     tokens: Tokens,
     config: DecoderConfig,
-    device: candle_core::Device,
     /// The token that every text of the model's begins with, if there is one.
     first: Option<u32>,
 }
@@ -48,7 +47,7 @@ impl Reading {
         let first = first.filter(|first| begun.get_ids().first() == Some(first));
         let tokens = Tokens::new(tokenizer, config.vocabulary).map_err(named)?;
         let network = Network::read(config.clone(), &*weights, device.tensors()).map_err(named)?;
-        Ok(Self { network, tokens, config, device: device.tensors().clone(), first })
+        Ok(Self { network, tokens, config, first })
     }
 
     pub(crate) fn config(&self) -> &DecoderConfig {
@@ -94,7 +93,7 @@ impl Reading {
     /// `Internal` if the tensor library fails.
     pub(crate) fn influences(&self, tokens: &[u32]) -> Result<Vec<f64>> {
         let measure = || {
-            let sequences = Sequences::new([tokens], &self.config.windows, &self.device)?;
+            let sequences = Sequences::new([tokens]);
             let pass = self.network.pass(&sequences, Vec::new())?;
             let mut x = self.network.enter(&sequences)?;
             let mut turned = Vec::with_capacity(self.config.layers());

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     Device,
+    blocking::blocking,
     encoder::{Pooling, Tokens},
 };
 
@@ -90,16 +91,15 @@ impl EmbedderBackend {
         let unwanted = Cancellation::new();
         let guard = unwanted.clone().drop_guard();
         let embedder = Arc::clone(&self.embedder);
-        let work = tokio::task::spawn_blocking(move || {
+        let work = move || {
             let _permit = permit;
             let check = || match unwanted.is_cancelled() {
                 true => Err(Error::cancelled(OPERATION, "the caller gave up")),
                 false => Ok(()),
             };
             embedder.embed(request, &check)
-        });
-        let embedded =
-            work.await.map_err(|error| Error::internal(OPERATION, "the computation ended early").with_source(error))?;
+        };
+        let embedded = blocking(OPERATION, work).await;
         guard.disarm();
         embedded
     }

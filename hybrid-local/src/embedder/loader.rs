@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     Device,
+    blocking::blocking,
     decoder::States,
     encoder::{Base, Encoder, EncoderConfig, Marks, Tokens, model_type, on_device},
     files::CONFIG,
@@ -101,8 +102,7 @@ impl EmbedderLoader {
     /// As in the type's behavior; [`NotFound`](hybrid_core::ErrorKind::NotFound) that names what is missing.
     pub async fn open(&self, path: &Path, model: ServedModel) -> Result<Arc<dyn InferenceBackend<Embed>>> {
         let (this, path) = (self.clone(), path.to_owned());
-        let work = tokio::task::spawn_blocking(move || this.read(&path, model));
-        work.await.map_err(|error| Error::internal(OPERATION, "loading ended early").with_source(error))?
+        blocking(OPERATION, move || this.read(&path, model)).await
     }
 
     fn read(&self, path: &Path, model: ServedModel) -> Result<Arc<dyn InferenceBackend<Embed>>> {

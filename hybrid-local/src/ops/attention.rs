@@ -8,9 +8,10 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    dense::{Matrix, Panels, Rows},
+    dense::{Panels, Rows},
     fused::{cpu_slice, slice, tensor},
-    kernels::{Strides, padded, product, softmax, softmax_slopes, vectorised},
+    kernels::{Onto, Strides, add_all, padded, product, softmax, softmax_slopes, vectorised},
+    matrix::Matrix,
     simd::{Simd, Work, dispatch},
 };
 
@@ -94,7 +95,7 @@ impl Attention {
         for (unit, values) in self.units().into_iter().zip(units) {
             let size = unit.length * stride;
             for (whole, part) in wholes.iter_mut().zip(values.chunks_exact(size)) {
-                unit.put(whole, width, part);
+                unit.put(whole, width, part, Onto::Nothing);
             }
         }
         wholes
@@ -107,11 +108,15 @@ impl Unit {
         (0..self.length).map(move |row| &values[first + row * width.hidden..][..width.head])
     }
 
-    /// Puts `[length, padded head]` values at the unit's place in a tensor of all rows.
-    pub(super) fn put(self, whole: &mut [f32], width: Width, values: &[f32]) {
+    /// Puts `[length, padded head]` values at the unit's place in a tensor of all rows, or adds them to what is there.
+    pub(super) fn put(self, whole: &mut [f32], width: Width, values: &[f32], onto: Onto) {
         for (row, values) in values.chunks_exact(padded(width.head)).enumerate() {
             let from = (self.start + row) * width.hidden + self.head * width.head;
-            whole[from..from + width.head].copy_from_slice(&values[..width.head]);
+            let (place, values) = (&mut whole[from..from + width.head], &values[..width.head]);
+            match onto {
+                Onto::Nothing => place.copy_from_slice(values),
+                Onto::Before => add_all(place, values),
+            }
         }
     }
 
@@ -206,7 +211,7 @@ impl Work for Forward<'_> {
                 let shape = [seen.len(), width.head];
                 let [keys, values] =
                     [keys, values].map(|values| Matrix::within(&values[from..], shape, Strides(width.hidden, 1)));
-                laid_out = Some((seen.clone(), Panels::here(keys.transposed()), Panels::here(values)));
+                laid_out = Some((seen.clone(), Panels::here(keys.turned()), Panels::here(values)));
             }
             let Some((_, keys, values)) = &laid_out else { continue };
             let mut shares = vec![0f32; out.len() * seen.len()];

@@ -1,8 +1,8 @@
 //! Attention of each token over itself and those before it in its sequence, for the processor: heads of queries may share those of keys and
 //! values, and a window may end what is seen.
 //!
-//! A head of keys of a sequence is one unit of work. Some rows of queries are gone through at a time, so that their scores stay in a core's
-//! cache however long the sequence is; what a row does not see is not worked out. The backward pass computes the shares anew.
+//! A head of queries of a sequence is one unit of work. Some of its rows are gone through at a time, so that their scores stay in a core's
+//! cache however long the sequence is; what none of a few rows sees is not worked out. The backward pass computes the shares anew.
 
 use std::ops::Range;
 
@@ -43,11 +43,7 @@ impl Causal {
         let units = self.units();
         let done: Vec<_> =
             units.par_iter().map(|unit| dispatch(Forward { causal: self, unit: *unit, inputs, widths })).collect();
-        for (unit, rows) in units.into_iter().zip(done) {
-            let part = unit.length * padded(widths.keys.head);
-            let heads = self.sharing(unit).zip(rows.chunks_exact(part));
-            heads.for_each(|(head, rows)| head.put(out, widths.queries, rows));
-        }
+        units.into_iter().zip(done).for_each(|(unit, rows)| unit.put(out, widths.queries, &rows, Onto::Nothing));
     }
 
     /// Fills `out` with the gradients of queries, keys and values, of these and of the gradient of what came out.
@@ -59,17 +55,18 @@ impl Causal {
         let [of_queries, of_keys, of_values] = out;
         for (unit, rows) in units.into_iter().zip(done) {
             let part = unit.length * padded(widths.keys.head);
-            let mut parts = rows.chunks_exact(part);
-            for (of, rows) in [&mut *of_keys, &mut *of_values].into_iter().zip(&mut parts) {
-                unit.put(of, widths.keys, rows);
-            }
-            self.sharing(unit).zip(parts).for_each(|(head, rows)| head.put(of_queries, widths.queries, rows));
+            unit.put(of_queries, widths.queries, &rows[..part], Onto::Nothing);
+            // Heads that share keys come one after another.
+            let shared = self.keys_of(unit);
+            let onto = if unit.head % self.sharing() == 0 { Onto::Nothing } else { Onto::Before };
+            shared.put(of_keys, widths.keys, &rows[part..2 * part], onto);
+            shared.put(of_values, widths.keys, &rows[2 * part..], onto);
         }
     }
 
-    /// A head of keys of each sequence.
+    /// A head of queries of each sequence.
     fn units(&self) -> Vec<Unit> {
-        self.spans.units(self.key_heads)
+        self.spans.units(self.heads)
     }
 
     fn widths(&self, columns: usize) -> Widths {
@@ -77,10 +74,14 @@ impl Causal {
         Widths { queries: Width { hidden: columns, head }, keys: Width { hidden: head * self.key_heads, head } }
     }
 
-    /// The heads of queries that a unit's head of keys serves.
-    fn sharing(&self, unit: Unit) -> impl Iterator<Item = Unit> {
-        let group = self.heads / self.key_heads;
-        (unit.head * group..(unit.head + 1) * group).map(move |head| Unit { head, ..unit })
+    /// How many heads of queries share a head of keys.
+    fn sharing(&self) -> usize {
+        self.heads / self.key_heads
+    }
+
+    /// The head of keys that a unit's head of queries looks at.
+    fn keys_of(&self, unit: Unit) -> Unit {
+        Unit { head: unit.head / self.sharing(), ..unit }
     }
 
     /// The first token that the one at `row` sees.
@@ -89,7 +90,20 @@ impl Causal {
         self.window.map_or(0, |window| (row + 1).saturating_sub(window))
     }
 
-    /// The attention of the rows from `from` on, `[rows, columns]`, of queries that are scaled, `[rows, padded size]`, and keys as columns.
+    /// What the row at `row` sees.
+    #[inline(always)]
+    fn seen(&self, row: usize) -> Range<usize> {
+        self.first(row)..row + 1
+    }
+
+    /// The whole blocks of columns that hold what these rows see.
+    #[inline(always)]
+    fn columns(&self, rows: Range<usize>) -> Range<usize> {
+        self.first(rows.start) / LANES * LANES..padded(rows.end)
+    }
+
+    /// The attention of the rows from `from` on, `[rows, columns]`, of queries that are scaled, `[rows, padded size]`, and keys as columns. Only the
+    /// [`columns`](Self::columns) of these rows are filled.
     #[inline(always)]
     fn shares<S: Simd>(
         &self,
@@ -100,19 +114,25 @@ impl Causal {
         keys: &[f32],
         [size, columns]: [usize; 2],
     ) {
-        let all = |rows: Range<usize>| (0..size, columns.min(padded(from + rows.end)));
-        product(simd, (&mut *shares, columns), Left::Rows(queries, padded(size)), keys, Onto::Nothing, all);
+        let part = |rows: Range<usize>| (0..size, self.columns(from + rows.start..from + rows.end));
+        product(simd, (&mut *shares, columns), Left::Rows(queries, padded(size)), keys, Onto::Nothing, part);
+        let all = self.columns(from..from + shares.len() / columns);
         for (row, shares) in shares.chunks_exact_mut(columns).enumerate() {
-            let row = from + row;
-            let first = self.first(row);
-            shares[..first].fill(0.0);
-            softmax(&mut shares[first..=row]);
-            shares[row + 1..].fill(0.0);
+            let seen = self.seen(from + row);
+            hide(shares, &all, &seen);
+            softmax(&mut shares[seen]);
         }
     }
 }
 
-/// For each head that shares the keys its rows, `[heads, length, padded size]`.
+/// Makes zero what a row does not see of some columns.
+#[inline(always)]
+fn hide(row: &mut [f32], columns: &Range<usize>, seen: &Range<usize>) {
+    row[columns.start..seen.start].fill(0.0);
+    row[seen.end..columns.end].fill(0.0);
+}
+
+/// The unit's rows, `[length, padded size]`.
 struct Forward<'a> {
     causal: &'a Causal,
     unit: Unit,
@@ -128,24 +148,23 @@ impl Work for Forward<'_> {
         let Self { causal, unit, inputs: [queries, keys, values], widths } = self;
         let (size, length) = (widths.keys.head, unit.length);
         let (stride, columns) = (padded(size), padded(length));
-        let (keys, values) = (unit.down(keys, widths.keys), unit.across(values, widths.keys, 1.0));
+        let shared = causal.keys_of(unit);
+        let (keys, values) = (shared.down(keys, widths.keys), shared.across(values, widths.keys, 1.0));
+        let queries = unit.across(queries, widths.queries, causal.scale);
         let mut shares = vec![0f32; ROWS.min(length) * columns];
-        let mut all = vec![0f32; causal.heads / causal.key_heads * length * stride];
-        for (head, out) in causal.sharing(unit).zip(all.chunks_exact_mut((length * stride).max(1))) {
-            let queries = head.across(queries, widths.queries, causal.scale);
-            let blocks = out.chunks_mut(ROWS * stride).zip(queries.chunks(ROWS * stride));
-            for (from, (out, queries)) in (0..length).step_by(ROWS).zip(blocks) {
-                let shares = &mut shares[..out.len() / stride * columns];
-                causal.shares(simd, shares, from, queries, &keys, [size, columns]);
-                let seen = |rows: Range<usize>| (causal.first(from + rows.start)..from + rows.end, stride);
-                product(simd, (out, stride), Left::Rows(shares, columns), &values, Onto::Nothing, seen);
-            }
+        let mut all = vec![0f32; length * stride];
+        let blocks = all.chunks_mut(ROWS * stride).zip(queries.chunks(ROWS * stride));
+        for (from, (out, queries)) in (0..length).step_by(ROWS).zip(blocks) {
+            let shares = &mut shares[..out.len() / stride * columns];
+            causal.shares(simd, shares, from, queries, &keys, [size, columns]);
+            let seen = |rows: Range<usize>| (causal.first(from + rows.start)..from + rows.end, 0..stride);
+            product(simd, (out, stride), Left::Rows(shares, columns), &values, Onto::Nothing, seen);
         }
         all
     }
 }
 
-/// The gradients of keys, of values, and of the queries of each head that shares them, each `[length, padded size]`.
+/// The gradients of the unit's queries, and its share of those of keys and of values, each `[length, padded size]`.
 struct Backward<'a> {
     causal: &'a Causal,
     unit: Unit,
@@ -163,38 +182,43 @@ impl Work for Backward<'_> {
         let (size, length) = (widths.keys.head, unit.length);
         let (stride, columns) = (padded(size), padded(length));
         let part = length * stride;
-        let (keys_down, values_down) = (unit.down(keys, widths.keys), unit.down(values, widths.keys));
-        let keys = unit.across(keys, widths.keys, causal.scale);
+        let shared = causal.keys_of(unit);
+        let (keys_down, values_down) = (shared.down(keys, widths.keys), shared.down(values, widths.keys));
+        let keys = shared.across(keys, widths.keys, causal.scale);
+        let queries = unit.across(queries, widths.queries, causal.scale);
+        let gradient = unit.across(gradient, widths.queries, 1.0);
         let mut scratch = [(); 2].map(|()| vec![0f32; ROWS.min(length) * columns]);
-        let mut all = vec![0f32; (2 + causal.heads / causal.key_heads) * part];
-        let (of_keys, rest) = all.split_at_mut(part);
-        let (of_values, of_queries) = rest.split_at_mut(part);
-        for (head, of_queries) in causal.sharing(unit).zip(of_queries.chunks_exact_mut(part.max(1))) {
-            let queries = head.across(queries, widths.queries, causal.scale);
-            let gradient = head.across(gradient, widths.queries, 1.0);
-            let inputs = queries.chunks(ROWS * stride).zip(gradient.chunks(ROWS * stride));
-            let blocks = of_queries.chunks_mut(ROWS * stride).zip(inputs);
-            for (from, (of_queries, (queries, gradient))) in (0..length).step_by(ROWS).zip(blocks) {
-                let rows = of_queries.len() / stride;
-                let [shares, scores] = scratch.each_mut().map(|scratch| &mut scratch[..rows * columns]);
-                causal.shares(simd, shares, from, queries, &keys_down, [size, columns]);
-                // Of the shares first, then, through the softmax, of the scores.
-                let all = |rows: Range<usize>| (0..size, columns.min(padded(from + rows.end)));
-                product(simd, (&mut *scores, columns), Left::Rows(gradient, stride), &values_down, Onto::Nothing, all);
-                for (row, scores) in scores.chunks_exact_mut(columns).enumerate() {
-                    scores[from + row + 1..].fill(0.0);
-                }
-                softmax_slopes(scores, shares, columns);
-                let seen = |rows: Range<usize>| (causal.first(from + rows.start)..from + rows.end, stride);
-                product(simd, (of_queries, stride), Left::Rows(scores, columns), &keys, Onto::Nothing, seen);
-                // A key is seen by the rows from its own on.
-                let seeing = |keys: Range<usize>| (keys.start.saturating_sub(from)..rows, stride);
-                let end = (from + rows) * stride;
-                for (of, slopes, by) in
-                    [(&mut of_keys[..end], &*scores, queries), (&mut of_values[..end], &*shares, gradient)]
-                {
-                    product(simd, (of, stride), Left::Columns(slopes, columns), by, Onto::Before, seeing);
-                }
+        let mut all = vec![0f32; 3 * part];
+        let (of_queries, rest) = all.split_at_mut(part);
+        let (of_keys, of_values) = rest.split_at_mut(part);
+        let inputs = queries.chunks(ROWS * stride).zip(gradient.chunks(ROWS * stride));
+        let blocks = of_queries.chunks_mut(ROWS * stride).zip(inputs);
+        for (from, (of_queries, (queries, gradient))) in (0..length).step_by(ROWS).zip(blocks) {
+            let rows = of_queries.len() / stride;
+            let [shares, scores] = scratch.each_mut().map(|scratch| &mut scratch[..rows * columns]);
+            causal.shares(simd, shares, from, queries, &keys_down, [size, columns]);
+            // Of the shares first, then, through the softmax, of the scores.
+            let wanted = |rows: Range<usize>| (0..size, causal.columns(from + rows.start..from + rows.end));
+            product(simd, (&mut *scores, columns), Left::Rows(gradient, stride), &values_down, Onto::Nothing, wanted);
+            let all = causal.columns(from..from + rows);
+            for (row, (scores, shares)) in
+                scores.chunks_exact_mut(columns).zip(shares.chunks_exact(columns)).enumerate()
+            {
+                let seen = causal.seen(from + row);
+                hide(scores, &all, &seen);
+                softmax_slopes(&mut scores[seen.clone()], &shares[seen.clone()], seen.len());
+            }
+            let seen = |rows: Range<usize>| (causal.first(from + rows.start)..from + rows.end, 0..stride);
+            product(simd, (of_queries, stride), Left::Rows(scores, columns), &keys, Onto::Nothing, seen);
+            // A key is seen by the rows from its own on.
+            let first = all.start;
+            let seeing = |keys: Range<usize>| ((first + keys.start).saturating_sub(from)..rows, 0..stride);
+            let own = first * stride..(from + rows) * stride;
+            for (of, slopes, by) in [
+                (&mut of_keys[own.clone()], &scores[first..], queries),
+                (&mut of_values[own], &shares[first..], gradient),
+            ] {
+                product(simd, (of, stride), Left::Columns(slopes, columns), by, Onto::Before, seeing);
             }
         }
         all
@@ -209,7 +233,7 @@ enum Left<'a> {
 }
 
 /// `c = a · b`, or that onto what is there: `c` is `[rows, columns]` and `b` `[inner, columns]`; `columns` is [`padded`]. `part` says for some rows
-/// which part of the inner dimension is not zero, and up to which column the result is wanted.
+/// which part of the inner dimension is not zero, and in which columns, in whole blocks, the result is wanted.
 #[inline(always)]
 fn product<S: Simd>(
     simd: S,
@@ -217,7 +241,7 @@ fn product<S: Simd>(
     a: Left<'_>,
     b: &[f32],
     onto: Onto,
-    part: impl Fn(Range<usize>) -> (Range<usize>, usize),
+    part: impl Fn(Range<usize>) -> (Range<usize>, Range<usize>),
 ) {
     let rows = c.len() / columns.max(1);
     let mut row = 0;
@@ -240,12 +264,12 @@ fn strip<S: Simd, const N: usize>(
     b: &[f32],
     onto: Onto,
     row: usize,
-    part: &impl Fn(Range<usize>) -> (Range<usize>, usize),
+    part: &impl Fn(Range<usize>) -> (Range<usize>, Range<usize>),
 ) -> usize {
-    let (inner, end) = part(row..row + N);
+    let (inner, wanted) = part(row..row + N);
     let b = &b[inner.start * columns..inner.end * columns];
     let count = b.len() / columns;
-    for column in (0..end).step_by(LANES) {
+    for column in wanted.step_by(LANES) {
         match a {
             Left::Rows(a, stride) => {
                 let rows: [&[f32]; N] = std::array::from_fn(|i| &a[(row + i) * stride + inner.start..][..count]);
@@ -368,6 +392,8 @@ mod tests {
             (vec![1, 5, 130], [2, 1], 24, None),
             (vec![64, 65, 3], [2, 2], 16, Some(7)),
             (vec![200], [4, 2], 40, Some(90)),
+            // Windows that end within a block of columns and long before the rows that are gone through.
+            (vec![300, 17], [3, 1], 16, Some(21)),
         ] {
             let rows: usize = lengths.iter().sum();
             let scale = 0.3;

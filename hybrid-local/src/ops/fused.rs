@@ -11,10 +11,11 @@ use rayon::prelude::*;
 use super::{
     Activation,
     attention::{Attention, Spans},
-    dense::{self, Ends, Matrix, Panels},
+    dense::{self, Ends, Panels},
     kernels::{
         Strides, add, by_rows, column_sums, dot, gelu, gelu_slope, rows_per_share, sum, sum_vectors, vectorised,
     },
+    matrix::Matrix,
     simd::is_vectorised,
 };
 
@@ -91,7 +92,7 @@ impl CustomOp1 for Applied<'_> {
         }
         let mut out = vec![0f32; rows * bias.len()];
         let ends = Ends { bias: Some(bias), activation: *activation };
-        dense::product(&mut out, Matrix::new(slice(x, of_x)?, inner), weight, ends);
+        dense::product(&mut out, Matrix::of(slice(x, of_x)?, inner), weight, ends);
         Ok((CpuStorage::F32(out), Shape::from((rows, bias.len()))))
     }
 }

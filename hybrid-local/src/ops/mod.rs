@@ -13,6 +13,7 @@ mod cross_entropy;
 mod dense;
 mod fused;
 mod kernels;
+mod matrix;
 #[cfg(feature = "decoder")]
 mod multiply;
 mod optimiser;

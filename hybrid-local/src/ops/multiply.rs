@@ -2,30 +2,10 @@
 
 use gemm::{Parallelism, gemm};
 
-use super::kernels::Onto;
-
-/// A matrix in a slice.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Matrix<'a> {
-    values: &'a [f32],
-    /// Rows and columns.
-    size: [usize; 2],
-    /// How far it is from row to row and from column to column.
-    strides: [usize; 2],
-}
-
-impl<'a> Matrix<'a> {
-    /// Rows of so many columns, one after another.
-    pub(crate) fn of(values: &'a [f32], columns: usize) -> Self {
-        Self { values, size: [values.len() / columns.max(1), columns], strides: [columns, 1] }
-    }
-
-    /// The same with rows as columns, without a copy.
-    pub(crate) fn turned(self) -> Self {
-        let ([rows, columns], [down, across]) = (self.size, self.strides);
-        Self { values: self.values, size: [columns, rows], strides: [across, down] }
-    }
-}
+use super::{
+    kernels::{Onto, Strides},
+    matrix::Matrix,
+};
 
 /// `out = factor · a · b`, or that onto what is there; `out` lies in rows one after another.
 ///
@@ -33,12 +13,12 @@ impl<'a> Matrix<'a> {
 /// If the sizes do not fit each other.
 #[allow(unsafe_code, reason = "the library takes pointers; the sizes are checked before")]
 pub(crate) fn multiply(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, factor: f32, onto: Onto) {
-    let ([rows, inner], [also_inner, columns]) = (a.size, b.size);
-    assert!(inner == also_inner && out.len() == rows * columns, "{:?} by {:?} into {}", a.size, b.size, out.len());
-    for matrix in [a, b] {
-        let last: usize =
-            matrix.size.iter().zip(matrix.strides).map(|(size, stride)| size.saturating_sub(1) * stride).sum();
-        assert!(matrix.size.contains(&0) || last < matrix.values.len(), "{matrix:?}");
+    let sizes = [a, b].map(|matrix| [matrix.rows, matrix.columns]);
+    let [[rows, inner], [also_inner, columns]] = sizes;
+    assert!(inner == also_inner && out.len() == rows * columns, "{sizes:?} into {}", out.len());
+    for Matrix { values, rows, columns, strides: Strides(down, across) } in [a, b] {
+        let last = rows.saturating_sub(1) * down + columns.saturating_sub(1) * across;
+        assert!(rows == 0 || columns == 0 || last < values.len(), "[{rows}, {columns}] in {}", values.len());
     }
     let parallelism = match rayon::current_num_threads() {
         1 => Parallelism::None,
@@ -57,11 +37,11 @@ pub(crate) fn multiply(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, factor: f3
             stride(columns),
             onto == Onto::Before,
             a.values.as_ptr(),
-            stride(a.strides[1]),
-            stride(a.strides[0]),
+            stride(a.strides.1),
+            stride(a.strides.0),
             b.values.as_ptr(),
-            stride(b.strides[1]),
-            stride(b.strides[0]),
+            stride(b.strides.1),
+            stride(b.strides.0),
             1.0,
             factor,
             false,

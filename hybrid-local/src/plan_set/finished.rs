@@ -12,7 +12,7 @@ use hybrid_core::{
 use serde::{Deserialize, Serialize};
 
 use super::{OPERATION, TrainedPlan};
-use crate::files;
+use crate::{blocking::blocking, files};
 
 const FILE: &str = "finished.json";
 
@@ -80,7 +80,7 @@ impl Finished {
         if known.plan != Digest::of(&plan.encode()?) || known.trainer != trainer {
             return Ok(None);
         }
-        let (known, below) = blocking({
+        let (known, below) = blocking(OPERATION, {
             let below = folder.to_owned();
             move || known.check(&below).map(|whole| (whole.then_some(known), below))
         })
@@ -104,7 +104,7 @@ impl Finished {
         seconds: f64,
     ) -> Result<TrainedPlan> {
         let (below, digest, trainer) = (folder.to_owned(), Digest::of(&plan.encode()?), trainer.to_owned());
-        let finished = blocking(move || {
+        let finished = blocking(OPERATION, move || {
             let Candidate { task, architecture, output, requirements, metrics, examples, device } = candidate;
             let output = Output::of(output, &below)?;
             let metrics =
@@ -183,9 +183,4 @@ impl Output {
         }
         hasher.finish()
     }
-}
-
-async fn blocking<R: Send + 'static>(work: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Error::internal(OPERATION, "reading files ended early").with_source(error))?
 }

@@ -16,7 +16,10 @@ use super::{
     mix::format_name,
     verify::verify,
 };
-use crate::files::{self, io_error};
+use crate::{
+    blocking::blocking,
+    files::{self, io_error},
+};
 
 const STAGE: &str = "quantize";
 /// How much is written between two points from which a run goes on.
@@ -120,8 +123,7 @@ impl Quantizer {
         cancel: Cancellation,
     ) -> Result<Quantized> {
         let (this, folder, file) = (self.clone(), folder.to_owned(), file.to_owned());
-        let work = tokio::task::spawn_blocking(move || this.write(&folder, &file, &*progress, &cancel));
-        work.await.map_err(|error| Error::internal(OPERATION, "the work ended early").with_source(error))?
+        blocking(OPERATION, move || this.write(&folder, &file, &*progress, &cancel)).await
     }
 
     pub(super) fn write(

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use hybrid_core::{Cancellation, Digest, Error, Progress, ProgressEvent, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{Device, decoder::reading::Reading};
+use crate::{Device, blocking::blocking, decoder::reading::Reading};
 
 const OPERATION: &str = "compare models";
 const STAGE: &str = "compare";
@@ -108,8 +108,7 @@ impl Comparison {
     ) -> Result<QualityReport> {
         let (this, text) = (self.clone(), text.to_owned());
         let paths = [original, candidate].map(PathBuf::from);
-        let work = tokio::task::spawn_blocking(move || this.compare(&paths, &text, &*progress, &cancel));
-        work.await.map_err(|error| Error::internal(OPERATION, "the work ended early").with_source(error))?
+        blocking(OPERATION, move || this.compare(&paths, &text, &*progress, &cancel)).await
     }
 
     pub(super) fn compare(

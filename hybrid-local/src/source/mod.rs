@@ -12,6 +12,8 @@ use std::{
 
 use hybrid_core::{Error, LocalVersion, Result, VersionSource};
 
+use crate::blocking::blocking;
+
 pub use self::{
     cache::HubCache,
     name::{HubModel, ModelSource},
@@ -117,7 +119,7 @@ impl ModelResolver {
     async fn cached(&self, model: &HubModel) -> Result<PathBuf> {
         let cache = self.cache.clone().map_or_else(HubCache::from_env, Ok)?;
         let model = model.clone();
-        blocking(move || cache.find(&model)).await
+        blocking(OPERATION, move || cache.find(&model)).await
     }
 }
 
@@ -143,10 +145,4 @@ impl From<PathBuf> for LocalModel {
     fn from(path: PathBuf) -> Self {
         Self { path, version: None }
     }
-}
-
-/// Runs what reads or writes files off the asynchronous threads.
-async fn blocking<R: Send + 'static>(work: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Error::internal(OPERATION, "the work ended early").with_source(error))?
 }

@@ -4,15 +4,15 @@ use std::{fmt::Debug, sync::Arc};
 
 use async_trait::async_trait;
 use hybrid_core::{
-    BackendProfile, BoxStream, CallContext, Cancellation, Error, ErrorKind, Event, InferenceBackend, Limits, Locality,
-    Note, Reply, ReplyMeta, Result, ServedModel, Task, Usage,
+    BackendProfile, BoxStream, CallContext, Cancellation, Error, Event, InferenceBackend, Limits, Locality, Note,
+    Reply, ReplyMeta, Result, ServedModel, Task, Usage,
     inference::stream_reply,
     task::{Classification, Classify, ClassifyRequest, ClassifyResponse, LabelScore},
 };
 use tokio::sync::Semaphore;
 
 use super::{ClassifierConfig, MAX_BATCH, calibration::softmax, check_text};
-use crate::Device;
+use crate::{Device, blocking::blocking};
 
 const OPERATION: &str = "classify";
 /// Texts that are worked on between two looks at whether the answer is still wanted.
@@ -80,7 +80,7 @@ impl<N: Network> TextClassifier<N> {
         let unwanted = Cancellation::new();
         let guard = unwanted.clone().drop_guard();
         let network = Arc::clone(&self.network);
-        let work = tokio::task::spawn_blocking(move || {
+        let work = move || {
             let _permit = permit;
             let mut reading = Reading::default();
             for portion in inputs.chunks(PORTION) {
@@ -95,10 +95,8 @@ impl<N: Network> TextClassifier<N> {
                 reading.cut.extend(cut.into_iter().map(|(text, tokens)| (text + before, tokens)));
             }
             Ok(reading)
-        });
-        let reading = work.await.map_err(|error| {
-            Error::new(ErrorKind::Internal, OPERATION, "the computation ended early").with_source(error)
-        })?;
+        };
+        let reading = blocking(OPERATION, work).await;
         guard.disarm();
         reading
     }

@@ -17,7 +17,7 @@ use super::{
     hashed::{HashedConfig, HashedModel},
     tensors,
 };
-use crate::Device;
+use crate::{Device, blocking::blocking};
 
 const OPERATION: &str = "load classifier";
 
@@ -111,17 +111,15 @@ impl ModelLoader<Classify> for TextClassifierLoader {
         let model =
             ServedModel { name: manifest.model.to_string(), version: Some(manifest.version), manifest: Some(digest) };
         let (this, folder, architecture) = (self.clone(), folder.to_owned(), manifest.architecture.clone());
-        let work = tokio::task::spawn_blocking(move || match &*architecture {
+        let work = move || match &*architecture {
             HASHED_ARCHITECTURE => this.load_hashed(&folder, model),
             BERT_ARCHITECTURE => this.load_bert(&folder, model),
             #[cfg(feature = "decoder")]
             decoder::ARCHITECTURE => this.load_decoder(&folder, model),
             _ => Err(Error::unsupported(OPERATION, "the architecture is unknown; an upgrade may know it")
                 .with("architecture", architecture)),
-        });
-        let loaded =
-            work.await.map_err(|error| Error::internal(OPERATION, "loading ended early").with_source(error))?;
-        loaded.map_err(|error| error.with("manifest", digest))
+        };
+        blocking(OPERATION, work).await.map_err(|error| error.with("manifest", digest))
     }
 }
 

@@ -28,6 +28,7 @@ use super::{
 use crate::decoder::headed::HeadBase;
 use crate::{
     Device, LocalModel, ModelResolver, ModelSource,
+    blocking::blocking,
     encoder::Base,
     learning::{candidate::write_candidate, unless_cancelled},
 };
@@ -366,15 +367,14 @@ impl Trainer for TextClassifierTrainer {
             Method::Decoder(base, _) => Some(unless_cancelled(&run.cancel, self.models.resolve(base)).await?),
         };
         let this = self.clone();
-        let training = tokio::task::spawn_blocking(move || match (method, base) {
+        let training = move || match (method, base) {
             (Method::Hashed(settings), _) => this.train_hashed(settings, &work),
             (Method::Bert(_, settings), Some(base)) => this.train_bert(&base, &settings, &work),
             #[cfg(feature = "decoder")]
             (Method::Decoder(_, settings), Some(base)) => this.train_decoder(&base, &settings, &work),
             (_, None) => Err(Error::internal(OPERATION, "the base was not looked for")),
-        });
-        let candidate =
-            training.await.map_err(|error| Error::internal(OPERATION, "training ended early").with_source(error))?;
+        };
+        let candidate = blocking(OPERATION, training).await;
         guard.disarm();
         candidate
     }

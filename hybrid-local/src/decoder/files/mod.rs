@@ -116,6 +116,12 @@ pub(crate) trait Weights: Debug + Send {
         false
     }
 
+    /// What the way back through the matrix `name` on `device` takes for its numbers in single precision, in bytes; nothing where it is kept
+    /// so, or unpacked a little at a time.
+    fn unpacked(&self, _name: &str, _device: &Device) -> u64 {
+        0
+    }
+
     /// Reads the tensor `name` of exactly `shape`.
     ///
     /// # Errors

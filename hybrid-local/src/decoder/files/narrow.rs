@@ -31,6 +31,10 @@ impl Weights for Narrow {
         self.0.in_blocks()
     }
 
+    fn unpacked(&self, name: &str, device: &Device) -> u64 {
+        self.0.unpacked(name, device)
+    }
+
     fn is_bf16_matrix(&self, name: &str) -> bool {
         self.0.is_bf16_matrix(name)
     }

@@ -12,7 +12,10 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use hybrid_core::{Error, FileName, Result};
-use safetensors::{Dtype, tensor::Metadata};
+use safetensors::{
+    Dtype,
+    tensor::{Metadata, TensorInfo},
+};
 use serde::Deserialize;
 
 use super::{
@@ -123,13 +126,22 @@ impl Safetensors {
         self.find(name).map(|(_, name)| name)
     }
 
+    /// Checks that the files have the tensor, as it is or as rows of a larger one.
+    ///
+    /// # Errors
+    /// `Corrupt` that names the tensor with the shape found and expected.
+    pub(crate) fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        let (place, whole) = self.whole(name, shape);
+        let (shard, found) = self.find(&place.name).ok_or_else(|| missing_tensor(&place.name))?;
+        shard.info(&found, &whole).map(drop).map_err(|error| error.with("path", shard.path.display()))
+    }
+
     /// Some rows of a whole matrix of exactly `shape`, widened to single precision; a row of a tensor of one dimension is one number.
     ///
     /// # Errors
     /// `Corrupt` that names the tensor if there is none of that shape, or if it holds what is not a finite number.
     pub(crate) fn rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>> {
-        let missing = || Error::corrupt(OPERATION, "the tensor is missing").with("tensor", name);
-        let (shard, found) = self.find(name).ok_or_else(missing)?;
+        let (shard, found) = self.find(name).ok_or_else(|| missing_tensor(name))?;
         shard.read(&found, shape, rows).map_err(|error| error.with("path", shard.path.display()))
     }
 
@@ -149,6 +161,14 @@ impl Safetensors {
     /// Where the rows of `name` are in a larger matrix.
     fn place(&self, name: &str) -> Option<Place> {
         self.fused?.place(name)
+    }
+
+    /// Where the rows of a tensor of this shape are in the files, and the shape of what they are in.
+    fn whole(&self, name: &str, shape: &[usize]) -> (Place, Vec<usize>) {
+        let itself = || Place { name: name.to_owned(), first: 0, rows: shape[0], all: shape[0] };
+        let place = self.place(name).unwrap_or_else(itself);
+        let whole = [&[place.all], &shape[1..]].concat();
+        (place, whole)
     }
 }
 
@@ -174,13 +194,7 @@ impl Weights for Safetensors {
     }
 
     fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Stored> {
-        let Place { name, first, rows, all } = self.place(name).unwrap_or_else(|| Place {
-            name: name.to_owned(),
-            first: 0,
-            rows: shape[0],
-            all: shape[0],
-        });
-        let whole = [&[all], &shape[1..]].concat();
+        let (Place { name, first, rows, .. }, whole) = self.whole(name, shape);
         let values = self.rows(&name, &whole, first..first + rows)?;
         Tensor::from_vec(values, shape, device).map(Stored::Dense).map_err(tensor_error(OPERATION))
     }
@@ -215,12 +229,17 @@ impl Shard {
         Ok(Self { path, header, start, size })
     }
 
-    /// The values of some rows of a tensor, widened to single precision.
-    fn read(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>> {
+    /// What the header says of a tensor of exactly `shape`.
+    fn info(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo> {
         let info = self.header.info(name).ok_or_else(|| {
             Error::corrupt(OPERATION, "the index names a tensor that the file lacks").with("tensor", name)
         })?;
-        check_shape(name, &info.shape, shape)?;
+        check_shape(name, &info.shape, shape).map(|()| info)
+    }
+
+    /// The values of some rows of a tensor, widened to single precision.
+    fn read(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>> {
+        let info = self.info(name, shape)?;
         let (from, to) = info.data_offsets;
         let row = (to - from) / shape[0].max(1);
         let bytes = read_range(&self.path, self.start + (from + rows.start * row) as u64, rows.len() * row, self.size)?;
@@ -241,6 +260,10 @@ impl Shard {
         }
         Ok(values)
     }
+}
+
+fn missing_tensor(name: &str) -> Error {
+    Error::corrupt(OPERATION, "the tensor is missing").with("tensor", name)
 }
 
 fn missing(folder: &Path) -> Error {

@@ -126,6 +126,11 @@ impl Network {
         tensors(config).iter().map(|tensor| weights.bytes(&tensor.name)).sum()
     }
 
+    /// The most that the way back has of one matrix in single precision, in bytes.
+    pub(super) fn unpacked_bytes(config: &DecoderConfig, weights: &dyn Weights, device: &Device) -> u64 {
+        tensors(config).iter().map(|tensor| weights.unpacked(&tensor.name, device)).max().unwrap_or_default()
+    }
+
     /// What the numbers of a cache are: half precision beside weights in blocks, which are narrower themselves, where this crate's operator
     /// reads it; single precision otherwise.
     fn cached(weights: &dyn Weights, device: &Device) -> DType {

@@ -3,7 +3,7 @@
 //! The pass is the one of serving, cut at its layers: a caller that keeps what went into a layer can go back through one layer at a time, and
 //! has the memory of one layer's way back alone.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{cell::RefCell, collections::BTreeMap, ops::Range};
 
 use candle_core::{Device, Result, Tensor};
 
@@ -22,28 +22,18 @@ pub(in crate::decoder) struct Sequences {
     tokens: Vec<u32>,
     lengths: Vec<usize>,
     pub(super) spans: Spans,
-    /// By length and window; `None` where a token sees all.
-    masks: BTreeMap<(usize, Option<usize>), Option<Tensor>>,
+    /// By length and window, made when they are asked for first, as fused operators know what a row sees; `None` where a token sees all.
+    masks: RefCell<BTreeMap<(usize, Option<usize>), Option<Tensor>>>,
 }
 
 impl Sequences {
-    /// Sequences of tokens, for a network that has these windows.
-    pub(in crate::decoder) fn new<'a>(
-        sequences: impl IntoIterator<Item = &'a [u32]>,
-        windows: &[Option<usize>],
-        device: &Device,
-    ) -> Result<Self> {
-        let (mut tokens, mut lengths, mut masks) = (Vec::new(), Vec::new(), BTreeMap::new());
+    pub(in crate::decoder) fn new<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
+        let (mut tokens, mut lengths) = (Vec::new(), Vec::new());
         for sequence in sequences.into_iter().filter(|sequence| !sequence.is_empty()) {
             tokens.extend_from_slice(sequence);
             lengths.push(sequence.len());
-            for window in windows {
-                if let std::collections::btree_map::Entry::Vacant(entry) = masks.entry((sequence.len(), *window)) {
-                    entry.insert(Sight { from: 0, window: *window }.mask(sequence.len(), device)?);
-                }
-            }
         }
-        Ok(Self { tokens, spans: Spans::of(lengths.iter().copied()), lengths, masks })
+        Self { tokens, spans: Spans::of(lengths.iter().copied()), lengths, masks: RefCell::default() }
     }
 
     pub(in crate::decoder) fn tokens(&self) -> &[u32] {
@@ -81,10 +71,20 @@ impl Sequences {
         for rows in self.rows() {
             let own = |all: &Tensor| all.narrow(0, rows.start, rows.len());
             let by_head = |all: &Tensor| own(all)?.transpose(0, 1)?.contiguous();
-            let mask = self.masks.get(&(rows.len(), window)).and_then(Option::as_ref);
-            attended.push(attention(&own(queries)?, &by_head(keys)?, &by_head(values)?, mask, weighing)?);
+            let mask = self.mask(rows.len(), window, queries.device())?;
+            attended.push(attention(&own(queries)?, &by_head(keys)?, &by_head(values)?, mask.as_ref(), weighing)?);
         }
         Tensor::cat(&attended, 0)
+    }
+
+    fn mask(&self, length: usize, window: Option<usize>, device: &Device) -> Result<Option<Tensor>> {
+        let mut masks = self.masks.borrow_mut();
+        if let Some(mask) = masks.get(&(length, window)) {
+            return Ok(mask.clone());
+        }
+        let mask = Sight { from: 0, window }.mask(length, device)?;
+        masks.insert((length, window), mask.clone());
+        Ok(mask)
     }
 }
 

@@ -68,7 +68,7 @@ fn the_pass_without_a_cache_reads_as_the_one_with_it() {
         let adapter = Adapter::on(&matrices(&files.config, 3), Device::cpu().tensors()).unwrap();
         let sequences = [&tokens[..], &tokens[5..9], &tokens[20..]];
         let expected: Vec<_> = sequences.iter().flat_map(|tokens| alone(&network, tokens, Some(&adapter))).collect();
-        let whole = Sequences::new(sequences, &files.config.windows, Device::cpu().tensors()).unwrap();
+        let whole = Sequences::new(sequences);
         let worn = vec![Worn { rows: 0..whole.tokens().len(), adapter: &adapter, dropout: None }];
         let pass = network.pass(&whole, worn).unwrap();
         let mut x = network.enter(&whole).unwrap();
@@ -160,6 +160,39 @@ fn layers_that_lie_in_one_matrix_of_the_files_are_changed_there() {
     LoraAdapter::open(&at("less")).unwrap().export(&base, AdapterFormat::Merged, &at("merged-less")).unwrap();
     assert_all_near(&logits_of(&at("merged-less"), None), &logits_of(&base, Some(&one)), 0.03, "one layer");
 
+    let values = changed(&files);
+    crate::decoder::adapter::replace(&base, &files.config, &at("other"), values.clone()).unwrap();
+    let read = ModelFiles::open(&at("other")).unwrap();
+    for (name, array) in &values {
+        let tensor = read.weights.take(name, &array.shape, &candle_core::Device::Cpu).unwrap();
+        let tensor = tensor.dense(&candle_core::Device::Cpu).unwrap().flatten_all().unwrap();
+        assert_eq!(tensor.to_vec1::<f32>().unwrap(), array.floats().unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn a_model_that_sees_pictures_is_changed_under_its_own_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let base = at("base");
+    for name in ["base", "ours", "other"] {
+        fs::create_dir(at(name)).unwrap();
+    }
+    fs::copy(fixture("gemma3").join("tokenizer.json"), base.join("tokenizer.json")).unwrap();
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(fixture("gemma3").join("config.json")).unwrap()).unwrap();
+    let config = serde_json::json!({"model_type": "gemma3", "text_config": config});
+    fs::write(base.join("config.json"), config.to_string()).unwrap();
+    let bytes = fs::read(fixture("gemma3").join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let renamed = tensors.iter().map(|(name, tensor)| (format!("language_model.{name}"), tensor));
+    safetensors::serialize_to_file(renamed, None, &base.join("model.safetensors")).unwrap();
+
+    let files = ModelFiles::open(&base).unwrap();
+    let original = matrices(&files.config, 4);
+    original.write_peft(&at("ours"), None).unwrap();
+    LoraAdapter::open(&at("ours")).unwrap().export(&base, AdapterFormat::Merged, &at("merged")).unwrap();
+    assert_all_near(&logits_of(&at("merged"), None), &logits_of(&base, Some(&original)), 0.03, "merged");
     let values = changed(&files);
     crate::decoder::adapter::replace(&base, &files.config, &at("other"), values.clone()).unwrap();
     let read = ModelFiles::open(&at("other")).unwrap();

@@ -351,6 +351,21 @@ fn blocks_give_nearly_what_their_numbers_give_in_single_precision() {
     }
 }
 
+#[test]
+fn what_the_way_back_unpacks_whole_is_the_tensor_librarys_blocks_alone() {
+    let path = tempfile::tempdir().unwrap();
+    let path = path.path().join("tiny.gguf");
+    let source = Source::fixture("llama");
+    let unpacked = |kind: GgmlDType| {
+        source.write(&path, kind, |_| {});
+        let files = ModelFiles::open(&path).unwrap();
+        Network::unpacked_bytes(&files.config, &*files.weights, &Device::Cpu)
+    };
+    assert_eq!([GgmlDType::F16, GgmlDType::Q8_0].map(unpacked), [0, 0]);
+    let largest = source.config.vocabulary * source.config.hidden;
+    assert_eq!(unpacked(GgmlDType::Q5_0), 4 * largest as u64);
+}
+
 /// Runs where `HYBRID_PEERS` names the Python of the peers.
 #[test]
 fn llama_cpp_reads_the_same_of_a_file() {

@@ -72,6 +72,10 @@ impl Weights for Trainable {
         self.weights.bytes(name)
     }
 
+    fn unpacked(&self, name: &str, device: &Device) -> u64 {
+        self.weights.unpacked(name, device)
+    }
+
     fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Stored> {
         match self.weights.take(name, shape, device)? {
             stored if !(self.chosen)(name) => Ok(stored),

@@ -106,6 +106,7 @@ fn a_run() {
     let rows = lessons.iter().map(|lesson| lesson.tokens() as u64).sum();
     let demand = Demand {
         base,
+        unpacked: 0,
         trained: start.as_ref().map_or(base / 4, |start| start.numbers()),
         rows,
         longest: rows / 4,

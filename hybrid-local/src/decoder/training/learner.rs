@@ -226,7 +226,7 @@ impl<'a> Learner<'a> {
     ) -> TensorResult<Measure> {
         let lessons = self.lessons(batch);
         let targets = Targets::of(&lessons);
-        let sequences = self.sequences(&lessons)?;
+        let sequences = sequences(&lessons);
         let dropout = self.settings.lora.as_ref().map_or(0.0, |lora| lora.dropout);
         let dropout = (dropout > 0.0).then_some(Dropout { share: dropout, seed: self.settings.seed, index });
         let pass = self.network.pass(&sequences, worn(self.adapter.as_ref(), &sequences, dropout))?;
@@ -301,11 +301,6 @@ impl<'a> Learner<'a> {
         Ok((measure, Tensor::cat(&parts, 0)?))
     }
 
-    pub(super) fn sequences(&self, lessons: &[&Lesson]) -> TensorResult<Sequences> {
-        let tokens = lessons.iter().flat_map(|lesson| &lesson.sequences).map(|sequence| sequence.tokens.as_slice());
-        Sequences::new(tokens, &self.config.windows, self.network.device())
-    }
-
     /// Moves the gradients found of parameters to those that there are.
     fn collect(&self, found: &mut GradStore, gradients: &mut Gradients) -> TensorResult<()> {
         for (name, parameter) in &self.parameters {
@@ -367,6 +362,11 @@ impl<'a> Learner<'a> {
         }
         Ok(Matrices { config: config.clone(), pairs })
     }
+}
+
+pub(super) fn sequences(lessons: &[&Lesson]) -> Sequences {
+    let sequences = lessons.iter().flat_map(|lesson| &lesson.sequences);
+    Sequences::new(sequences.map(|sequence| sequence.tokens.as_slice()))
 }
 
 pub(super) fn worn<'a>(adapter: Option<&'a Adapter>, sequences: &Sequences, dropout: Option<Dropout>) -> Vec<Worn<'a>> {

@@ -3,7 +3,7 @@
 use candle_core::{Result as TensorResult, Tensor};
 
 use super::{
-    learner::{Learner, Measure, worn},
+    learner::{Learner, Measure, sequences, worn},
     lessons::Lesson,
     memory::LOGITS,
     targets::Targets,
@@ -75,7 +75,7 @@ impl Learner<'_> {
         targets: &Targets,
         adapter: Option<&Adapter>,
     ) -> TensorResult<Vec<f32>> {
-        let sequences = self.sequences(lessons)?;
+        let sequences = sequences(lessons);
         let pass = self.network.pass(&sequences, worn(adapter, &sequences, None))?;
         let mut x = self.network.enter(&sequences)?.detach();
         for at in 0..self.config.layers() {

@@ -9,6 +9,8 @@ use super::settings::TrainSettings;
 pub(super) struct Demand {
     /// The weights, in bytes.
     pub(super) base: u64,
+    /// What the way back has of one matrix in single precision, in bytes.
+    pub(super) unpacked: u64,
     /// Numbers that are trained.
     pub(super) trained: u64,
     /// Tokens of the largest batch, and of the longest text.
@@ -25,11 +27,11 @@ const PROCESS: u64 = 96 << 20;
 
 /// Bytes that the run takes at most.
 ///
-/// Beside the weights these are: for each number trained itself, its two moments and its gradient, where some lessons are held out the best
+/// Beside the weights these are: of those in blocks one matrix as it is unpacked; for each number trained itself, its two moments and its gradient, where some lessons are held out the best
 /// so far, and what a checkpoint is written of; for each token what layers keep for their way back; and a portion of logits. The tests in
 /// `footprint` hold it against processes that train.
 pub(super) fn needed(config: &DecoderConfig, settings: &TrainSettings, demand: Demand) -> u64 {
-    let Demand { base, trained, rows, longest, taped } = demand;
+    let Demand { base, unpacked, trained, rows, longest, taped } = demand;
     let held_out = u64::from(settings.hold_out > 0.0);
     // Where all weights are trained they are in the base's bytes already; gradients that are not added up in place are there twice.
     let copies = 3 + u64::from(settings.lora.is_some()) + u64::from(!taped) + held_out;
@@ -45,7 +47,7 @@ pub(super) fn needed(config: &DecoderConfig, settings: &TrainSettings, demand: D
     let vocabulary = config.vocabulary as u64;
     let portion = rows.min((LOGITS / vocabulary.max(1)).max(1)) * vocabulary;
     let logits = 4 * portion * if taped { 1 } else { 4 };
-    PROCESS + base + state + rows_bytes + logits
+    PROCESS + base + unpacked + state + rows_bytes + logits
 }
 
 /// Numbers that a layer keeps for each token: what products, norms, attention and gate read on their way back.
@@ -85,11 +87,12 @@ mod tests {
         let of = |method: &str, recompute: bool, demand| {
             needed(&config, &settings(method, &json!({ "recompute": recompute })).unwrap(), demand)
         };
-        let some = Demand { base: 1 << 20, trained: 1 << 16, rows: 512, longest: 128, taped: false };
+        let some = Demand { base: 1 << 20, unpacked: 1 << 16, trained: 1 << 16, rows: 512, longest: 128, taped: false };
         let plain = of("decoder-lora", false, some);
         assert!(of("decoder-lora", true, some) < plain);
         for more in [
             Demand { base: some.base + 1, ..some },
+            Demand { unpacked: some.unpacked + 1, ..some },
             Demand { trained: some.trained + 1, ..some },
             Demand { rows: some.rows + 1, ..some },
             Demand { longest: some.longest + 1, ..some },

@@ -26,6 +26,7 @@ use crate::{
         files::{ModelFiles, Stored, Weights},
         network::Network,
     },
+    ops::packed::Packed,
     peers::{self, Peers},
     random::Random,
     tensors::Array,
@@ -141,10 +142,10 @@ fn gradients_on_tapes_are_those_of_the_tensor_library() {
     let compare = |learner: &mut Learner<'_>, what: &str| {
         assert!(learner.taped, "{what}");
         let (loss, ours) = gradients(learner);
-        // On memory that was used before.
+        let ours: BTreeMap<_, _> = ours.iter().map(|(name, gradient)| (name.clone(), flat(gradient))).collect();
+        // On memory that was used before, which has the gradients found now.
         let (again, same) = gradients(learner);
         assert_eq!(loss, again, "{what}");
-        let ours: BTreeMap<_, _> = ours.iter().map(|(name, gradient)| (name.clone(), flat(gradient))).collect();
         assert!(same.iter().all(|(name, gradient)| flat(gradient) == ours[name]), "{what}");
         learner.taped = false;
         let (expected, theirs) = gradients(learner);
@@ -180,6 +181,30 @@ fn gradients_on_tapes_are_those_of_the_tensor_library() {
 }
 
 #[test]
+fn a_text_of_one_answer_behind_one_token_is_learnt_and_its_queries_are_proven_by_the_next() {
+    let files = open("llama");
+    let network = network(&files, &*files.weights);
+    let lesson = |length: usize| {
+        let tokens = (0..length as u32).map(|token| token + 7).collect();
+        Lesson { sequences: vec![Sequence { tokens, learnt: (0..length).map(|i| i > 0).collect() }] }
+    };
+    let lessons = [lesson(2), lesson(9)];
+    for method in [LORA, FULL] {
+        let settings = settings(method, &json!({})).unwrap();
+        let lora = settings.lora.as_ref().map(|lora| initial(lora, &files.config, 3));
+        let weights = Trainable::new(open("llama").weights);
+        let whole = Network::read(files.config.clone(), &weights, Device::cpu().tensors()).unwrap();
+        let mut learner = match &lora {
+            Some(start) => Learner::of_matrices(&network, &files.config, &settings, &lessons, start).unwrap(),
+            None => Learner::of_network(&whole, &files.config, &settings, &lessons, weights.variables()).unwrap(),
+        };
+        for (step, batch) in [[0], [0], [1], [0], [1]].into_iter().enumerate() {
+            learner.step(&[batch.to_vec()], step, 10).unwrap();
+        }
+    }
+}
+
+#[test]
 fn layers_that_are_worked_out_anew_have_the_same_gradients() {
     let files = open("qwen3");
     let lessons = lessons(files.config.vocabulary, 1);
@@ -196,11 +221,18 @@ fn layers_that_are_worked_out_anew_have_the_same_gradients() {
     assert_eq!(of(false), of(true));
 }
 
-/// A model's linear layers in blocks, or as those blocks read.
+/// What a model's linear layers are kept as: blocks, or the numbers that those blocks are.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Dense,
+    Packed,
+    Quantized,
+}
+
 #[derive(Debug)]
 struct Blocks {
     weights: Box<dyn Weights>,
-    dense: bool,
+    form: Form,
 }
 
 impl Weights for Blocks {
@@ -214,9 +246,13 @@ impl Weights for Blocks {
             return Ok(Stored::Dense(tensor));
         }
         let blocks = QTensor::quantize(&tensor, GgmlDType::Q8_0).unwrap();
-        Ok(match self.dense {
-            true => Stored::Dense(blocks.dequantize(device).unwrap()),
-            false => Stored::Quantized(blocks.into()),
+        Ok(match self.form {
+            Form::Dense => Stored::Dense(blocks.dequantize(device).unwrap()),
+            Form::Packed => {
+                let packed = Packed::pack(GgmlDType::Q8_0, &blocks.data().unwrap(), shape[0], shape[1]);
+                Stored::Packed(packed.unwrap().into())
+            }
+            Form::Quantized => Stored::Quantized(blocks.into()),
         })
     }
 }
@@ -226,20 +262,25 @@ fn the_way_back_through_a_quantized_base_is_the_one_through_its_numbers() {
     let files = open("llama");
     let lessons = lessons(files.config.vocabulary, 1);
     let settings = settings(LORA, &json!({})).unwrap();
-    let of = |dense: bool| {
-        let network = network(&files, &Blocks { weights: open("llama").weights, dense });
+    let of = |form: Form| {
+        let network = network(&files, &Blocks { weights: open("llama").weights, form });
         let start = matrices(&files, &settings);
         let learner = Learner::of_matrices(&network, &files.config, &settings, &lessons, &start).unwrap();
         gradients(&learner)
     };
-    let ((loss, ours), (expected, theirs)) = (of(false), of(true));
-    assert!((loss / expected - 1.0).abs() < 0.01, "{loss} {expected}");
-    // The products take the rows to blocks of whole numbers, so they agree in direction and size, not digit by digit.
-    for (name, theirs) in theirs {
-        let dot = |a: &Tensor, b: &Tensor| f64::from((a * b).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
-        let (across, size) = (dot(&ours[&name], &theirs), (dot(&ours[&name], &ours[&name]), dot(&theirs, &theirs)));
-        let cosine = across / (size.0 * size.1).sqrt();
-        assert!(cosine > 0.98 && (size.0 / size.1 - 1.0).abs() < 0.2, "{name}: {cosine}, {size:?}");
+    let (expected, theirs) = of(Form::Dense);
+    for form in [Form::Packed, Form::Quantized] {
+        let (loss, ours) = of(form);
+        assert!((loss / expected - 1.0).abs() < 0.01, "{form:?}: {loss} {expected}");
+        // The products take the rows to blocks of whole numbers, so they agree in direction and size, not digit by digit.
+        for (name, theirs) in &theirs {
+            let dot =
+                |a: &Tensor, b: &Tensor| f64::from((a * b).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+            let ours = &ours[name];
+            let (across, size) = (dot(ours, theirs), (dot(ours, ours), dot(theirs, theirs)));
+            let cosine = across / (size.0 * size.1).sqrt();
+            assert!(cosine > 0.98 && (size.0 / size.1 - 1.0).abs() < 0.2, "{form:?}, {name}: {cosine}, {size:?}");
+        }
     }
 }
 

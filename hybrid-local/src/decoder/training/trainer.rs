@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     Device, HubModel, ModelResolver, ModelSource,
+    blocking::blocking,
     decoder::{
         ADAPTER_ARCHITECTURE, ARCHITECTURE,
         adapter::{self, BaseDigests, Matrices},
@@ -182,6 +183,7 @@ impl DecoderTrainer {
         let base_bytes = Network::bytes(&config, &*weights);
         let demand = Demand {
             base: base_bytes,
+            unpacked: Network::unpacked_bytes(&config, &*weights, self.device.tensors()),
             trained: lora.as_ref().map_or(base_bytes / 4, Matrices::numbers),
             rows: steps.iter().flatten().map(batch).max().unwrap_or_default(),
             longest: longest.max().unwrap_or_default(),
@@ -272,11 +274,10 @@ impl Trainer for DecoderTrainer {
         let guard = dropped.clone().drop_guard();
         let work = Work { plan: plan.clone(), run: run.clone(), judgments, dropped };
         let this = self.clone();
-        let training = tokio::task::spawn_blocking(move || {
+        let training = move || {
             this.run(&settings, base.path(), &work).map_err(|error| error.with("dataset", &work.plan.dataset.name))
-        });
-        let candidate =
-            training.await.map_err(|error| Error::internal(OPERATION, "training ended early").with_source(error))?;
+        };
+        let candidate = blocking(OPERATION, training).await;
         guard.disarm();
         candidate
     }

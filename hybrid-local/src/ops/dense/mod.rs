@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use super::{
     Activation,
     kernels::{Strides, gelu},
+    matrix::Matrix,
     simd::{LANES, Simd, Work, dispatch},
 };
 
@@ -27,38 +28,6 @@ const STEP: usize = 4;
 const SHARE: usize = 96;
 /// Products of numbers below which sharing out costs more than it gains.
 const SMALL: usize = 1 << 18;
-
-/// A matrix in a slice.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Matrix<'a> {
-    values: &'a [f32],
-    rows: usize,
-    columns: usize,
-    strides: Strides,
-}
-
-impl<'a> Matrix<'a> {
-    /// `[rows, columns]` values, row by row.
-    pub(super) fn new(values: &'a [f32], columns: usize) -> Self {
-        Self { values, rows: values.len() / columns.max(1), columns, strides: Strides(columns, 1) }
-    }
-
-    /// A part of a slice that begins with its first element.
-    pub(super) fn within(values: &'a [f32], [rows, columns]: [usize; 2], strides: Strides) -> Self {
-        Self { values, rows, columns, strides }
-    }
-
-    pub(super) fn transposed(self) -> Self {
-        let Strides(down, across) = self.strides;
-        Self { rows: self.columns, columns: self.rows, strides: Strides(across, down), ..self }
-    }
-
-    /// A row's elements `range`, where they lie side by side.
-    #[inline(always)]
-    fn row(&self, row: usize, range: Range<usize>) -> &'a [f32] {
-        &self.values[row * self.strides.0..][range]
-    }
-}
 
 /// A panel's part of a row, which begins with a line of a cache.
 #[derive(Clone, Copy, Debug)]

@@ -49,8 +49,7 @@ fn products_of_all_shapes_however_they_lie_are_those_of_plain_loops() {
             Matrix::within(&a, [rows, inner], Strides(inner, 1)),
             Matrix::within(&a_down, [rows, inner], Strides(1, rows)),
         ];
-        let right =
-            [Matrix::within(&b, [inner, columns], Strides(columns, 1)), Matrix::new(&b_down, inner).transposed()];
+        let right = [Matrix::within(&b, [inner, columns], Strides(columns, 1)), Matrix::of(&b_down, inner).turned()];
         for bias in [None, Some(&bias[..])] {
             let exact = exact(&a, &b, shape, bias);
             for (i, a) in left.into_iter().enumerate() {
@@ -99,10 +98,10 @@ fn products_are_the_same_with_whatever_instructions_there_are() {
 fn the_activation_follows_the_whole_sum() {
     let mut random = Random::of(3, "dense", [0, 0]);
     let (a, b, bias) = (random.normal(5 * 1_200, 0.1), random.normal(1_200 * 40, 0.1), random.normal(40, 0.1));
-    let panels = Panels::of(Matrix::new(&b, 40));
+    let panels = Panels::of(Matrix::of(&b, 40));
     let [mut plain, mut active] = [(); 2].map(|()| vec![f32::NAN; 5 * 40]);
     for (out, activation) in [(&mut plain, Activation::None), (&mut active, Activation::Gelu)] {
-        product(out, Matrix::new(&a, 1_200), &panels, Ends { bias: Some(&bias), activation });
+        product(out, Matrix::of(&a, 1_200), &panels, Ends { bias: Some(&bias), activation });
     }
     let expected: Vec<f64> = plain.into_iter().map(|value| f64::from(gelu(value))).collect();
     assert_near(&active, &expected, 0, "the unit of the sums");

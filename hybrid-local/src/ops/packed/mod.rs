@@ -14,11 +14,16 @@ use rayon::prelude::*;
 
 use self::kinds::{Block, COLUMNS, Kind, Line, Q4_0, Q4K, Q5K, Q6K, Q8_0};
 use super::{
-    kernels::vectorised,
+    kernels::{Onto, vectorised},
+    matrix::Matrix,
+    multiply::multiply,
     simd::{LANES, LINE, Portable, Simd},
 };
 
 pub(crate) use operator::product;
+
+/// Numbers that are unpacked at a time on the way back: so many are still near when the product reads them.
+const UNPACKED: usize = 1 << 20;
 
 /// A matrix `[rows, columns]`.
 #[derive(Debug)]
@@ -143,15 +148,18 @@ impl Packed {
     pub(crate) fn rows(&self, numbers: &[u32]) -> Vec<f32> {
         let mut out = vec![0f32; numbers.len() * self.columns];
         let rows = out.par_chunks_exact_mut(self.columns).zip(numbers);
-        rows.for_each(|(out, number)| with_kind!(self.format, K => self.row::<K>(*number as usize, out)));
+        let rows = rows.filter(|(_, number)| (**number as usize) < self.rows);
+        rows.for_each(|(out, number)| {
+            let (tile, lane) = (*number as usize / LANES, *number as usize % LANES);
+            with_kind!(self.format, K => self.unpack::<K>(tile, lane, out));
+        });
         out
     }
 
     /// The whole matrix as floats.
     pub(crate) fn dequantize(&self) -> Vec<f32> {
         let mut out = vec![0f32; self.rows * self.columns];
-        let rows = out.par_chunks_exact_mut(self.columns).enumerate();
-        rows.for_each(|(number, out)| with_kind!(self.format, K => self.row::<K>(number, out)));
+        self.unpack_from(0, &mut out);
         out
     }
 
@@ -162,19 +170,39 @@ impl Packed {
         out
     }
 
-    fn row<K: Kind>(&self, number: usize, out: &mut [f32]) {
-        if number >= self.rows {
-            return;
+    /// The gradient of the input of [`product`](Self::product) of that of what came out, `[n, rows]`: `[n, columns]`, in `out` or onto what is there. It
+    /// goes through the numbers as floats, a panel of rows at a time.
+    pub(in crate::ops) fn back(&self, out: &mut [f32], gradient: &[f32], mut onto: Onto) {
+        let panel = (UNPACKED / self.columns).next_multiple_of(LANES).clamp(LANES, self.rows.next_multiple_of(LANES));
+        let mut values = vec![0f32; panel.min(self.rows) * self.columns];
+        for first in (0..self.rows).step_by(panel) {
+            let rows = first..self.rows.min(first + panel);
+            let values = &mut values[..rows.len() * self.columns];
+            self.unpack_from(first / LANES, values);
+            let slopes = Matrix::of(gradient, self.rows).part(rows);
+            multiply(out, slopes, Matrix::of(values, self.columns), 1.0, onto);
+            onto = Onto::Before;
         }
-        let (tile, lane) = (number / LANES, number % LANES);
+    }
+
+    /// Unpacks all rows from a tile's first on, as many as `out` has.
+    fn unpack_from(&self, tile: usize, out: &mut [f32]) {
+        let tiles = out.par_chunks_mut(LANES * self.columns).enumerate();
+        tiles.for_each(|(i, out)| with_kind!(self.format, K => self.unpack::<K>(tile + i, 0, out)));
+    }
+
+    /// Unpacks the rows of a tile from a lane on, as many as `out` has.
+    fn unpack<K: Kind>(&self, tile: usize, lane: usize, out: &mut [f32]) {
         vectorised(|| {
-            for (i, out) in out.chunks_exact_mut(COLUMNS).enumerate() {
+            for i in 0..self.columns / COLUMNS {
                 let block = self.block::<K, Portable>(Portable, tile, i);
-                for (column, out) in out.iter_mut().enumerate() {
-                    let byte = block.bytes[column / 4][4 * lane + column % 4];
-                    let number = if K::SIGNED { i32::from(byte as i8) } else { i32::from(byte) } - K::OFFSET;
-                    let half = if K::HALVES { column / (COLUMNS / 2) } else { 0 };
-                    *out = block.factors.halves[half][lane] * number as f32 - block.factors.minima[lane];
+                for (lane, out) in (lane..).zip(out.chunks_exact_mut(self.columns)) {
+                    for (column, out) in out[i * COLUMNS..][..COLUMNS].iter_mut().enumerate() {
+                        let byte = block.bytes[column / 4][4 * lane + column % 4];
+                        let number = if K::SIGNED { i32::from(byte as i8) } else { i32::from(byte) } - K::OFFSET;
+                        let half = if K::HALVES { column / (COLUMNS / 2) } else { 0 };
+                        *out = block.factors.halves[half][lane] * number as f32 - block.factors.minima[lane];
+                    }
                 }
             }
         });

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::Packed;
-use crate::ops::fused::{slice, tensor};
+use crate::ops::{
+    fused::{cpu_slice, slice, tensor},
+    kernels::Onto,
+};
 
 /// `x Wᵀ` of `[n, columns]`: `[n, rows]`. The input has a gradient, the weights have none.
 pub(crate) fn product(x: &Tensor, weights: &Arc<Packed>) -> Result<Tensor> {
@@ -29,7 +32,10 @@ impl CustomOp1 for Product {
     }
 
     fn bwd(&self, _x: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let weights = tensor(self.0.dequantize(), &self.0.shape())?;
-        gradient.contiguous()?.matmul(&weights).map(Some)
+        let gradient = gradient.contiguous()?;
+        let (n, [_, columns]) = (gradient.dim(0)?, self.0.shape());
+        let mut out = vec![0f32; n * columns];
+        self.0.back(&mut out, cpu_slice(&gradient.storage_and_layout())?, Onto::Nothing);
+        tensor(out, &[n, columns]).map(Some)
     }
 }

@@ -52,6 +52,27 @@ fn packed_numbers_are_those_of_the_file() {
     assert!(Packed::size(GgmlDType::Q2K, 16, 256).is_none());
 }
 
+#[test]
+fn the_way_back_is_the_product_with_the_whole_matrix() {
+    // More rows than are unpacked at a time, with some left over.
+    for (kind, rows, columns) in [(GgmlDType::Q4K, UNPACKED / 512 + 37, 512), (GgmlDType::Q8_0, 50, 96)] {
+        let (file, _) = blocks(kind, rows, columns);
+        let packed = Packed::pack(kind, &file, rows, columns).unwrap();
+        let whole = packed.dequantize();
+        let mut random = Random::of(6, "gradient", [0, 0]);
+        let (gradient, before) = (random.normal(3 * rows, 1.0), random.normal(3 * columns, 1.0));
+        for onto in [Onto::Nothing, Onto::Before] {
+            let mut expected = before.clone();
+            multiply(&mut expected, Matrix::of(&gradient, rows), Matrix::of(&whole, columns), 1.0, onto);
+            let mut found = before.clone();
+            packed.back(&mut found, &gradient, onto);
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-3 * (1.0 + expected.abs()), "{kind:?}: {found} {expected}");
+            }
+        }
+    }
+}
+
 /// The sums of whole numbers of every block of a matrix with a piece of input.
 #[derive(Clone)]
 struct Sums<'a, K> {

@@ -8,7 +8,8 @@ use super::{
     super::{
         fused::cpu_slice,
         kernels::{Onto, add_all, add_to_rows, column_sums, multiply_all},
-        multiply::{Matrix, multiply},
+        matrix::Matrix,
+        multiply::multiply,
         packed::Packed,
     },
     Buffer, Flow, Tape, Value,
@@ -121,17 +122,18 @@ impl Weight {
         Ok(out)
     }
 
-    /// The input's gradient. It goes through blocks as they are in single precision.
+    /// The input's gradient. It goes through blocks as they are in single precision: a panel of rows at a time, or whole where these are the
+    /// tensor library's.
     fn back(&self, flow: &mut Flow<'_>, input: usize, len: usize, gradient: &Buffer) -> Result<()> {
         let outputs = self.outputs()?;
-        let mut through = |weight: &[f32]| {
+        let through = |weight: &[f32]| {
             let weight = Matrix::of(weight, weight.len() / outputs.max(1));
             flow.write(input, len, |out, onto| multiply(out, Matrix::of(gradient, outputs), weight, 1.0, onto));
         };
         match self {
             Self::Dense(weight) => with(weight, through),
             Self::Packed(blocks) => {
-                through(&blocks.dequantize());
+                flow.write(input, len, |out, onto| blocks.back(out, gradient, onto));
                 Ok(())
             }
             Self::Quantized(blocks) => with(&blocks.dequantize(&candle_core::Device::Cpu)?, through),

@@ -15,7 +15,7 @@ use super::{OPERATION, width::Removal};
 use crate::{
     decoder::{
         config::DecoderConfig,
-        files::{ModelFiles, Raw, Safetensors},
+        files::{Fused, ModelFiles, Raw, Safetensors, check_folder},
         tensors::tensors,
     },
     files::{self, io_error},
@@ -39,7 +39,7 @@ struct Left {
 
 /// Makes the folder `target` of the model in `folder` without some layers.
 pub(in crate::quantize) fn without_layers(folder: &Path, target: &Path, layers: &BTreeSet<usize>) -> Result<()> {
-    let config = ModelFiles::open(folder)?.config;
+    let config = open(folder)?;
     if layers.is_empty() || layers.iter().any(|layer| *layer >= config.layers()) || layers.len() == config.layers() {
         return Err(Error::invalid(OPERATION, "some of the model's layers are to be removed, but not all")
             .with("layers", format_args!("{layers:?}"))
@@ -69,7 +69,7 @@ pub(in crate::quantize) fn without_layers(folder: &Path, target: &Path, layers: 
 
 /// Makes the folder `target` of the model in `folder` with narrower layers.
 pub(in crate::quantize) fn without_width(folder: &Path, target: &Path, removal: &Removal) -> Result<()> {
-    let config = ModelFiles::open(folder)?.config;
+    let config = open(folder)?;
     let [groups, channels] = removal.check(&config)?;
     let group = config.heads / config.key_value_heads;
     let rest = |text: &mut Value| {
@@ -108,6 +108,15 @@ pub(in crate::quantize) fn without_width(folder: &Path, target: &Path, removal: 
     write(folder, target, rest, left)
 }
 
+/// The configuration of the model in `folder`, whose tensors are as it says.
+fn open(folder: &Path) -> Result<DecoderConfig> {
+    let config = ModelFiles::open(folder)?.config;
+    check_folder(OPERATION, folder)?;
+    let source = Safetensors::open(folder, Fused::of(&config))?;
+    tensors(&config).iter().try_for_each(|spec| source.check(&spec.name, &spec.shape))?;
+    Ok(config)
+}
+
 /// The rows of units that have `size` each.
 fn spread(units: &[usize], size: usize) -> Vec<usize> {
     units.iter().flat_map(|unit| unit * size..(unit + 1) * size).collect()
@@ -138,11 +147,12 @@ fn write(
         let name = path.file_name().unwrap_or_default();
         let weights = path.extension().is_some_and(|ending| ending == "safetensors") || name == INDEX;
         if path.is_file() && !weights && name != CONFIG {
-            fs::copy(&path, part.join(name)).map_err(|error| io_error(OPERATION, &path, error))?;
+            files::copy(&path, &part)?;
         }
     }
     files::write(&part.join(CONFIG), &changed(folder, change)?)?;
     write_tensors(folder, &part.join(WEIGHTS), left)?;
+    files::sync_folder(&part.join(WEIGHTS))?;
     let made = ModelFiles::open(&part)?;
     if let Some(wrong) = tensors(&made.config).iter().find(|spec| made.weights.bytes(&spec.name) != 4 * spec.elements())
     {
@@ -172,7 +182,14 @@ fn write_tensors(folder: &Path, target: &Path, left: impl Fn(&str) -> Option<Lef
         let mut shape = raw.shape.clone();
         let size = raw.bytes as usize / shape.iter().product::<usize>().max(1);
         for (length, stay) in shape.iter_mut().zip([&left.rows, &left.columns]) {
-            *length = stay.as_ref().map_or(*length, Vec::len);
+            let Some(stay) = stay else { continue };
+            // Those that the model reads have been looked at; there may be others.
+            if stay.iter().any(|unit| unit >= length) {
+                return Err(Error::corrupt(OPERATION, "the tensor is smaller than the configuration says")
+                    .with("tensor", name)
+                    .with("found", format_args!("{:?}", raw.shape)));
+            }
+            *length = stay.len();
         }
         let bytes = size * shape.iter().product::<usize>();
         let info = TensorInfo { dtype: raw.dtype, shape, data_offsets: (at, at + bytes) };

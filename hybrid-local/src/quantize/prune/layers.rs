@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-use hybrid_core::{Cancellation, Error, Progress, ProgressEvent, Result};
+use hybrid_core::{Cancellation, Progress, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{OPERATION, check_length, folder::without_layers};
-use crate::{Device, decoder::reading::Reading};
+use super::{OPERATION, by_windows, folder::without_layers, least};
+use crate::{Device, blocking::blocking, decoder::reading::Reading};
 
 /// Takes layers out of a model: those that change least of what passes through them.
 ///
@@ -41,9 +41,7 @@ pub struct Influences(pub Vec<f64>);
 impl Influences {
     /// The `count` layers that change least; of equal ones the later.
     pub fn least(&self, count: usize) -> BTreeSet<usize> {
-        let mut layers: Vec<usize> = (0..self.0.len()).collect();
-        layers.sort_by(|one, other| self.0[*one].total_cmp(&self.0[*other]).then(other.cmp(one)));
-        layers.into_iter().take(count).collect()
+        least(&self.0, count)
     }
 }
 
@@ -81,8 +79,7 @@ impl LayerPruner {
         cancel: Cancellation,
     ) -> Result<Influences> {
         let (this, model, text) = (self.clone(), model.to_owned(), text.to_owned());
-        let work = tokio::task::spawn_blocking(move || this.influences(&model, &text, &*progress, &cancel));
-        work.await.map_err(|error| Error::internal(OPERATION, "the work ended early").with_source(error))?
+        blocking(OPERATION, move || this.influences(&model, &text, &*progress, &cancel)).await
     }
 
     pub(in crate::quantize) fn influences(
@@ -94,21 +91,15 @@ impl LayerPruner {
     ) -> Result<Influences> {
         let reading = Reading::open(model, &self.device, self.memory_limit, self.context)?;
         let tokens = reading.encode(text)?;
-        check_length(&tokens)?;
-        let window = self.context.min(reading.config().context).max(2);
+        let room = self.context.min(reading.config().context);
         let mut sums = vec![0.0; reading.config().layers()];
-        let (mut done, total) = (0, tokens.len() as u64);
-        for window in tokens.chunks(window) {
-            if cancel.is_cancelled() {
-                return Err(Error::cancelled(OPERATION, "the measurement was cancelled"));
-            }
+        by_windows(&tokens, room, "measure layers", progress, cancel, |window| {
             for (sum, turned) in sums.iter_mut().zip(reading.influences(window)?) {
                 *sum += turned * window.len() as f64;
             }
-            done += window.len() as u64;
-            progress.report(ProgressEvent::new("measure layers", done, total, "tokens"));
-        }
-        Ok(Influences(sums.into_iter().map(|sum| sum / total as f64).collect()))
+            Ok(())
+        })?;
+        Ok(Influences(sums.into_iter().map(|sum| sum / tokens.len() as f64).collect()))
     }
 
     /// Makes the folder `target` of the model in `folder` without `layers`. The numbers of all others stay as they are, bit for bit.
@@ -120,8 +111,7 @@ impl LayerPruner {
     /// has the target's name; those of reading and writing.
     pub async fn remove(&self, folder: &Path, target: &Path, layers: BTreeSet<usize>) -> Result<()> {
         let (folder, target) = (folder.to_owned(), target.to_owned());
-        let work = tokio::task::spawn_blocking(move || without_layers(&folder, &target, &layers));
-        work.await.map_err(|error| Error::internal(OPERATION, "the work ended early").with_source(error))?
+        blocking(OPERATION, move || without_layers(&folder, &target, &layers)).await
     }
 }
 

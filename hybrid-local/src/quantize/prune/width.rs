@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-use hybrid_core::{Cancellation, Error, Progress, ProgressEvent, Result};
+use hybrid_core::{Cancellation, Error, Progress, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{OPERATION, check_length, folder::without_width};
+use super::{OPERATION, by_windows, folder::without_width, least};
 use crate::{
     Device,
+    blocking::blocking,
     decoder::{config::DecoderConfig, importance::Importance},
 };
 
@@ -62,15 +63,8 @@ impl Importances {
     ///
     /// Formats of fewer bits want rows of a multiple of 256 numbers, so leave that many channels.
     pub fn least(&self, groups: usize, channels: usize) -> Removal {
-        let least = |layers: &[Vec<f64>], count: usize| {
-            let of = |values: &Vec<f64>| {
-                let mut units: Vec<usize> = (0..values.len()).collect();
-                units.sort_by(|one, other| values[*one].total_cmp(&values[*other]).then(other.cmp(one)));
-                units.into_iter().take(count).collect()
-            };
-            layers.iter().map(of).collect()
-        };
-        Removal { groups: least(&self.groups, groups), channels: least(&self.channels, channels) }
+        let of = |layers: &[Vec<f64>], count: usize| layers.iter().map(|values| least(values, count)).collect();
+        Removal { groups: of(&self.groups, groups), channels: of(&self.channels, channels) }
     }
 }
 
@@ -142,8 +136,7 @@ impl WidthPruner {
         cancel: Cancellation,
     ) -> Result<Importances> {
         let (this, folder, text) = (self.clone(), folder.to_owned(), text.to_owned());
-        let work = tokio::task::spawn_blocking(move || this.importances(&folder, &text, &*progress, &cancel));
-        work.await.map_err(|error| Error::internal(OPERATION, "the work ended early").with_source(error))?
+        blocking(OPERATION, move || this.importances(&folder, &text, &*progress, &cancel)).await
     }
 
     pub(in crate::quantize) fn importances(
@@ -155,19 +148,15 @@ impl WidthPruner {
     ) -> Result<Importances> {
         let model = Importance::open(folder, &self.device, self.memory_limit, self.context)?;
         let tokens = model.encode(text)?;
-        check_length(&tokens)?;
         let config = model.config();
         let mut groups = vec![vec![0.0; config.key_value_heads]; config.layers()];
         let mut channels = vec![vec![0.0; config.intermediate]; config.layers()];
-        let (mut done, total) = (0, tokens.len() as u64);
-        for window in tokens.chunks(self.context.min(config.context).max(2)) {
-            if cancel.is_cancelled() {
-                return Err(Error::cancelled(OPERATION, "the measurement was cancelled"));
-            }
+        let room = self.context.min(config.context);
+        by_windows(&tokens, room, "measure width", progress, cancel, |window| {
             // A last token by itself predicts nothing.
             if window.len() > 1 {
                 for (layer, [of_groups, of_channels]) in model.measure(window)?.into_iter().enumerate() {
-                    let share = window.len() as f64 / total as f64;
+                    let share = window.len() as f64 / tokens.len() as f64;
                     let add = |sums: &mut [f64], found: Vec<f64>| {
                         sums.iter_mut().zip(found).for_each(|(sum, found)| *sum += share * found.abs());
                     };
@@ -175,9 +164,8 @@ impl WidthPruner {
                     add(&mut channels[layer], of_channels);
                 }
             }
-            done += window.len() as u64;
-            progress.report(ProgressEvent::new("measure width", done, total, "tokens"));
-        }
+            Ok(())
+        })?;
         Ok(Importances { groups, channels })
     }
 
@@ -190,7 +178,6 @@ impl WidthPruner {
     /// [`AlreadyExists`](hybrid_core::ErrorKind::AlreadyExists) if something has the target's name; those of reading and writing.
     pub async fn remove(&self, folder: &Path, target: &Path, removal: Removal) -> Result<()> {
         let (folder, target) = (folder.to_owned(), target.to_owned());
-        let work = tokio::task::spawn_blocking(move || without_width(&folder, &target, &removal));
-        work.await.map_err(|error| Error::internal(OPERATION, "the work ended early").with_source(error))?
+        blocking(OPERATION, move || without_width(&folder, &target, &removal)).await
     }
 }

@@ -137,6 +137,37 @@ fn heads_and_channels_that_change_nothing_are_found_and_taken_out_without_a_loss
     }
 }
 
+#[test]
+fn files_and_folders_that_cannot_be_narrowed_are_refused_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = copied("llama");
+    let removal = |layers: usize| Removal { groups: vec![[0].into(); layers], channels: vec![[].into(); layers] };
+    let narrowed = |folder: &Path| {
+        let layers = ModelFiles::open(folder).unwrap().config.layers();
+        super::super::prune::without_width(folder, &scratch.path().join("new"), &removal(layers)).unwrap_err()
+    };
+    // A configuration that says more than there is.
+    change(folder.path(), |config| {
+        config["intermediate_size"] = json!(config["intermediate_size"].as_u64().unwrap() + 8);
+    });
+    let error = narrowed(folder.path());
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert_eq!(error.context("tensor"), Some("model.layers.0.mlp.gate_proj.weight"), "{error}");
+    assert_ne!(error.context("found"), error.context("expected"), "{error}");
+
+    // Halves in a GGUF file could be read, but not written anew.
+    let inside = scratch.path().join("inside");
+    fs::create_dir(&inside).unwrap();
+    make(Mix::F16, &fixture("llama"), &inside.join("tiny.gguf")).unwrap();
+    for model in [inside.join("tiny.gguf"), inside] {
+        assert_eq!(narrowed(&model).kind(), ErrorKind::Unsupported);
+        let pruner = WidthPruner::new(crate::Device::cpu());
+        let error = pruner.importances(&model, "x", &NoProgress, &Cancellation::new()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    }
+    assert!(!scratch.path().join("new").exists() && !scratch.path().join("new.part").exists());
+}
+
 /// Runs where `HYBRID_PEERS` names the Python of the peers.
 #[test]
 fn the_reference_implementation_reads_a_narrower_model_the_same() {

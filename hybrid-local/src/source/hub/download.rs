@@ -18,8 +18,9 @@ use super::{
     shown,
 };
 use crate::{
+    blocking::blocking,
     files::{io_error, sync_folder},
-    source::{HubCache, HubModel, blocking},
+    source::{HubCache, HubModel},
 };
 
 /// How often a download that brings nothing is tried.
@@ -44,14 +45,17 @@ impl Hub {
         let lock = locks(&self.cache, repository).join(format!("{name}.lock"));
         let begun = {
             let (path, promised, size) = (path.clone(), blob.digest.clone(), blob.size);
-            blocking(move || if is_whole(&path, size) { Ok(None) } else { Part::open(&path, &lock, promised, size) })
+            blocking(
+                OPERATION,
+                move || if is_whole(&path, size) { Ok(None) } else { Part::open(&path, &lock, promised, size) },
+            )
         };
         let Some(mut part) = begun.await? else { return Ok(path) };
         let mut tries = 0;
         loop {
             if part.missing() == 0 {
                 let target = path.clone();
-                match blocking(move || part.finish(&target)).await? {
+                match blocking(OPERATION, move || part.finish(&target)).await? {
                     Finished::Whole => return Ok(path),
                     Finished::Begun(begun) => part = *begun,
                 }

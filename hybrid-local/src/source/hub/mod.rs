@@ -21,10 +21,11 @@ use self::{
     listing::{File, Listing},
 };
 use super::{
-    HubCache, HubModel, blocking,
+    HubCache, HubModel,
     cache::{home, path},
     name::is_commit,
 };
+use crate::blocking::blocking;
 
 const OPERATION: &str = "fetch model";
 const ENDPOINT: &str = "https://huggingface.co";
@@ -192,7 +193,7 @@ impl Hub {
         }
         if !is_commit(model.revision()) {
             let (cache, model, commit) = (self.cache.clone(), model.clone(), listing.sha.clone());
-            blocking(move || write_ref(&cache, &model, &commit)).await?;
+            blocking(OPERATION, move || write_ref(&cache, &model, &commit)).await?;
         }
         Ok(match (&wanted.weights[..], wanted.alone) {
             ([file], true) => snapshot.join(&file.rfilename),
@@ -214,14 +215,14 @@ impl Hub {
             let repository = self.cache.repository(model);
             let path = self.download(&repository, &blob).await?;
             let snapshot = repository.join("snapshots").join(commit);
-            blocking(move || link(&path, &snapshot, name.as_str())).await
+            blocking(OPERATION, move || link(&path, &snapshot, name.as_str())).await
         };
         bring.await.map_err(|error: Error| error.with("file", name))
     }
 
     async fn find(&self, model: &HubModel) -> Result<PathBuf> {
         let (cache, model) = (self.cache.clone(), model.clone());
-        blocking(move || cache.find(&model)).await
+        blocking(OPERATION, move || cache.find(&model)).await
     }
 }
 

@@ -68,8 +68,9 @@ async fn training_encoders_keeps_the_trainers_contract() {
     }
 }
 
+/// A version that is served.
 #[derive(Debug)]
-struct Serving(Arc<dyn InferenceBackend<Classify>>);
+pub(super) struct Serving(pub(super) Arc<dyn InferenceBackend<Classify>>);
 
 #[async_trait]
 impl InferenceHarness<Classify> for Serving {

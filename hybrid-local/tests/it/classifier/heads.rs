@@ -4,25 +4,29 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use hybrid_core::{
-    ArtifactStore, BaseModel, Cancellation, DatasetRef, ErrorKind, InferenceBackend, NoProgress, Result, TrainPlan,
-    Trainer,
+    ArtifactStore, BaseModel, Cancellation, DatasetRef, Digest, ErrorKind, LocalVersion, NoProgress, Result, TrainPlan,
+    Trainer, VersionRef, VersionSource,
     conformance::{
-        inference::{self, InferenceHarness},
+        inference,
         trainer::{self, TrainerHarness},
     },
-    task::{Classify, ClassifyRequest},
+    task::ClassifyRequest,
 };
 use hybrid_local::{
-    Device, TextClassifierTrainer,
+    DecoderTrainer, Device, ModelResolver, TextClassifierTrainer,
     quantize::{Mix, Quantizer},
 };
 use serde_json::{Value, json};
 
-use super::{Folders, Site, ask, assert_same_scores, by_label, contents, context, dataset, judgments, messages, plan};
+use super::{
+    Folders, Site, ask, assert_same_scores, by_label, contents, context, contracts::Serving, dataset, judgments,
+    messages, plan,
+};
 use crate::peers::{self, Peers};
 
 const METHODS: [&str; 2] = ["decoder-head-full", "decoder-head-lora"];
@@ -54,6 +58,10 @@ async fn both_methods_learn_and_answer_as_a_version_without_their_base() {
         let candidate = site.train(&plan).await.unwrap();
         fs::remove_dir_all(&base).unwrap();
         assert_eq!((&*candidate.task, &*candidate.architecture), ("classify", "decoder-text-classifier/1"));
+        // All weights in single precision once, where they lie in half.
+        let halves = fs::metadata(site.files().join("model.safetensors")).unwrap().len();
+        let needed = candidate.requirements.memory_bytes;
+        assert!(method == "decoder-head-lora" || needed < 3 * halves, "{family}: {needed} of {halves}");
         let metric = |name: &str| candidate.metrics[name];
         assert!(metric("valid_accuracy") > 0.8, "{method} {family}: {:?}", candidate.metrics);
         assert!(metric("train_loss") < 0.6 * 3f64.ln(), "{method} {family}: {:?}", candidate.metrics);
@@ -98,6 +106,64 @@ async fn the_base_of_a_version_moves_once_and_may_be_quantized() {
     let site = Site::with(judgments(&messages(12))).await;
     let plan = head_plan("decoder-head-full", file, site.dataset.clone(), quick());
     assert_eq!(site.train(&plan).await.unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bases_that_cannot_be_written_anew_are_refused_before_anything_is_learnt() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("tiny.gguf");
+    // Its numbers are plain, so that they could be trained.
+    Quantizer::new(Mix::F16).run(&fixture("llama"), &file, Arc::new(NoProgress), Cancellation::new()).await.unwrap();
+    let settings = [
+        ("decoder-head-full", json!({"epochs": 1, "checkpoint_steps": 1})),
+        ("decoder-full", json!({"epochs": 1, "checkpoint_steps": 1})),
+        ("decoder-lora", json!({"epochs": 1, "checkpoint_steps": 1, "output": "merged"})),
+    ];
+    for base in [file, scratch.path().to_owned()] {
+        for (method, settings) in &settings {
+            let site = Site::with(judgments(&messages(12))).await;
+            let plan = head_plan(method, base.clone(), site.dataset.clone(), settings.clone());
+            let error = trainer_of(method, ModelResolver::local()).train(&plan, &site.run()).await.unwrap_err();
+            assert_eq!((error.kind(), error.context("method")), (ErrorKind::Unsupported, Some(*method)), "{error}");
+            assert_eq!(fs::read_dir(site.folder.path()).unwrap().count(), 0, "{method} has begun");
+        }
+    }
+}
+
+fn trainer_of(method: &str, models: ModelResolver) -> Arc<dyn Trainer> {
+    match method.starts_with("decoder-head") {
+        true => Arc::new(TextClassifierTrainer::new(Device::cpu()).with_models(models)),
+        false => Arc::new(DecoderTrainer::new(Device::cpu()).with_models(models)),
+    }
+}
+
+/// A registry that is cancelled while it brings a version, and never brings it.
+#[derive(Debug)]
+struct Stuck(Cancellation);
+
+#[async_trait]
+impl VersionSource for Stuck {
+    async fn bring(&self, _which: &VersionRef) -> Result<LocalVersion> {
+        self.0.cancel();
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_waits_for_its_base_ends_when_it_is_cancelled() {
+    let site = Site::with(judgments(&messages(12))).await;
+    for method in ["decoder-head-lora", "bert-lora", "decoder-lora"] {
+        let run = site.run();
+        let models = ModelResolver::local().with_versions(Arc::new(Stuck(run.cancel.clone())));
+        let trainer: Arc<dyn Trainer> = match method {
+            "decoder-lora" => trainer_of(method, models),
+            _ => trainer_of("decoder-head", models),
+        };
+        let mut plan = plan(method, site.dataset.clone(), json!({}));
+        plan.base = Some(BaseModel::Version(Digest::of(b"base")));
+        let ended = tokio::time::timeout(Duration::from_secs(60), trainer.train(&plan, &run)).await.unwrap();
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::Cancelled, "{method}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,25 +274,6 @@ impl TrainerHarness for Training {
 async fn training_heads_keeps_the_trainers_contract() {
     for method in METHODS {
         trainer::run(&Training { method, folders: Folders::new() }).await.assert();
-    }
-}
-
-#[derive(Debug)]
-struct Serving(Arc<dyn InferenceBackend<Classify>>);
-
-#[async_trait]
-impl InferenceHarness<Classify> for Serving {
-    async fn backend(&self) -> Result<Arc<dyn InferenceBackend<Classify>>> {
-        Ok(Arc::clone(&self.0))
-    }
-
-    fn requests(&self) -> Vec<ClassifyRequest> {
-        let messages = messages(6).into_iter().map(|(text, _)| text);
-        vec![ClassifyRequest::one("please reserve a cake"), ClassifyRequest::many(messages)]
-    }
-
-    fn invalid(&self) -> ClassifyRequest {
-        ClassifyRequest::default()
     }
 }
 

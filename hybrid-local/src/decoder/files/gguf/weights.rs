@@ -80,6 +80,17 @@ impl Weights for Blocks {
         self.content.tensor_infos.get("blk.0.ffn_down.weight").is_some_and(|info| plain(info.ggml_dtype).is_none())
     }
 
+    fn unpacked(&self, name: &str, device: &Device) -> u64 {
+        let place = self.place(name).map(|place| place.name);
+        let whole = |info: &TensorInfo| {
+            let (kind, shape) = (info.ggml_dtype, info.shape.dims());
+            let packed = device.is_cpu()
+                && matrix(shape).is_some_and(|[rows, columns]| Packed::size(kind, rows, columns).is_some());
+            if packed || plain(kind).is_some() { None } else { Some(4 * elements(shape)? as u64) }
+        };
+        self.info(place.as_deref().unwrap_or(name)).and_then(whole).unwrap_or_default()
+    }
+
     fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Stored> {
         let place = self.place(name);
         let (stored_as, all) = place.as_ref().map_or((name, shape[0]), |place| (&place.name, place.all));
