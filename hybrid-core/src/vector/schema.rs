@@ -14,6 +14,7 @@ pub const MAX_VECTOR_DIMENSION: usize = 4096;
 pub const MAX_METADATA_BYTES: usize = 40 * 1024;
 /// The most bytes of one record's metadata without its [`Stored`](FieldKind::Stored) fields, as JSON text: 2 KiB.
 pub const MAX_FILTERABLE_BYTES: usize = 2 * 1024;
+const OPERATION: &str = "upsert vectors";
 const MAX_FIELDS: usize = 50;
 const MAX_STORED_FIELDS: usize = 10;
 /// With components up to here squares and their sums stay finite in single precision.
@@ -221,11 +222,18 @@ impl VectorSchema {
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), or [`TooLarge`](crate::ErrorKind::TooLarge) for metadata over [`MAX_METADATA_BYTES`] or [`MAX_FILTERABLE_BYTES`].
     pub fn check_record(&self, record: &VectorRecord) -> Result<()> {
-        const OPERATION: &str = "upsert vectors";
         let VectorRecord { key, vector, metadata } = record;
         self.check_vector(OPERATION, vector).map_err(|error| error.with("key", key))?;
+        self.check_metadata(metadata).map_err(|error| error.with("key", key))
+    }
+
+    /// Checks metadata against the declared fields and the limits.
+    ///
+    /// # Errors
+    /// As [`check_record`](Self::check_record).
+    pub fn check_metadata(&self, metadata: &Metadata) -> Result<()> {
         for (field, value) in metadata {
-            self.check_value(OPERATION, field, value).map_err(|error| error.with("key", key))?;
+            self.check_value(OPERATION, field, value)?;
         }
         let (all, filterable) = self.sizes(metadata);
         for (what, size, limit) in [
@@ -237,7 +245,7 @@ impl VectorSchema {
             ),
         ] {
             if size > limit {
-                return Err(Error::too_large(OPERATION, what).with("key", key).with("size", size).with("limit", limit));
+                return Err(Error::too_large(OPERATION, what).with("size", size).with("limit", limit));
             }
         }
         Ok(())

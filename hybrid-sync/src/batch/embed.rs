@@ -92,7 +92,7 @@ impl EmbedRows {
                     for text in some {
                         vectors.push(match self.ask(call, job, std::slice::from_ref(text), made).await {
                             Ok(mut one) => one.pop().ok_or_else(|| "the backend gave no vector".to_owned()),
-                            Err(error) if is_a_rows_own(&error) => Err(error.to_string()),
+                            Err(error) if is_a_rows_own(&error) => Err(error.public_message()),
                             Err(error) => return Err(error),
                         });
                     }
@@ -131,22 +131,26 @@ impl EmbedRows {
         let (mut asked, mut texts) = (Vec::new(), Vec::new());
         for row in rows {
             let text = job.text.fill(&row.fields);
-            if text.trim().is_empty() {
-                fail(&mut made, row.line, "the row has no text".to_owned());
-            } else {
-                texts.push(text);
-                asked.push(row);
+            let record = match text.trim() {
+                "" => Err("the row has no text".to_owned()),
+                _ => self.record(cx, job, &row).map_err(|error| error.public_message()),
+            };
+            match record {
+                Ok(record) => {
+                    texts.push(text);
+                    asked.push((row.line, record));
+                }
+                Err(error) => fail(&mut made, row.line, error),
             }
         }
         let vectors = self.vectors(call, job, &texts, &mut made).await?;
         let mut records = BTreeMap::new();
-        for (row, vector) in asked.into_iter().zip(vectors) {
+        for ((line, record), vector) in asked.into_iter().zip(vectors) {
             match vector {
                 Ok(vector) => {
-                    let record = record(cx, job, &row, vector).map_err(|error| error.with("line", row.line))?;
-                    records.insert(record.key.clone(), record);
+                    records.insert(record.key.clone(), VectorRecord { vector, ..record });
                 }
-                Err(error) => fail(&mut made, row.line, error),
+                Err(error) => fail(&mut made, line, error),
             }
         }
         made.failures.sort_by_key(|failure| failure.line);
@@ -155,21 +159,26 @@ impl EmbedRows {
         }
         Ok(made)
     }
-}
 
-fn record(cx: &JobContext, job: &EmbedJob, row: &Row, vector: Vec<f32>) -> Result<VectorRecord> {
-    let key = match (&job.key, cx.job.input) {
-        (Some(key), _) => key.fill(&row.fields),
-        (None, Some(file)) => format!("{file}/{}", row.line),
-        (None, None) => row.line.to_string(),
-    };
-    let mut record = VectorRecord::new(key, vector)?;
-    for name in &job.metadata {
-        if let Some(value) = row.fields.get(name).filter(|value| **value != Value::Null) {
-            record = record.with(name, value.clone());
+    /// The record of a row but for its vector.
+    ///
+    /// # Errors
+    /// What of the row the index does not take.
+    fn record(&self, cx: &JobContext, job: &EmbedJob, row: &Row) -> Result<VectorRecord> {
+        let key = match (&job.key, cx.job.input) {
+            (Some(key), _) => key.fill(&row.fields),
+            (None, Some(file)) => format!("{file}/{}", row.line),
+            (None, None) => row.line.to_string(),
+        };
+        let mut record = VectorRecord::new(key, Vec::new()).map_err(|error| error.with("field", "key"))?;
+        for name in &job.metadata {
+            if let Some(value) = row.fields.get(name).filter(|value| **value != Value::Null) {
+                record = record.with(name, value.clone());
+            }
         }
+        self.index.profile().schema.check_metadata(&record.metadata)?;
+        Ok(record)
     }
-    Ok(record)
 }
 
 fn is_a_rows_own(error: &Error) -> bool {
@@ -187,6 +196,13 @@ impl JobHandler for EmbedRows {
     }
 
     async fn run(&self, cx: &JobContext, job: EmbedJob) -> Result<Embedded> {
+        let fields = self.index.profile().schema.fields();
+        if let Some(unknown) = job.metadata.iter().find(|name| !fields.contains_key(*name)) {
+            let known = fields.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Err(Error::invalid(OPERATION, "the index has no such field; it has those of its schema")
+                .with("field", unknown)
+                .with("known", known));
+        }
         let input = Input::open(cx).await?;
         let total = input.count(cx).await?;
         let call = self.options.call(cx)?;

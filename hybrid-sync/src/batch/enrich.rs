@@ -120,8 +120,7 @@ impl JobHandler for Enrich {
         let mut steps = Steps::open(cx).await?;
         if let Some(file) = input.files.get(&cx.job.tenant, name).await? {
             // An earlier attempt came to the end, but for its result.
-            let lines = Input { files: input.files.clone(), file };
-            let mut rows = lines.rows(cx);
+            let mut rows = Input::own(input.files.clone(), file).rows(cx);
             while let Some(row) = rows.next().await? {
                 tally.add(serde_json::from_value(Value::Object(row.fields)).map_err(damaged)?);
             }
@@ -237,7 +236,7 @@ impl Asking<'_> {
                 }
                 // Another row may well be answered.
                 Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::TooLarge) => {
-                    answered.error = Some(error.to_string());
+                    answered.error = Some(error.public_message());
                     return Ok(answered);
                 }
                 Err(error) => return Err(error.with("line", row.line)),

@@ -39,7 +39,7 @@ use crate::worker::JobContext;
 pub struct BatchOptions {
     /// The most requests at one time; 4 by default.
     pub concurrency: usize,
-    /// How many rows become one effect: how many a crash costs at most. 16 by default.
+    /// How many rows become one effect: how many a crash costs at most. 16 by default; fewer where these have over 4 MiB.
     pub step: usize,
     /// Where rows may go; anywhere by default.
     pub policy: DataPolicy,

@@ -8,14 +8,18 @@ use serde_json::{Map, Value};
 use crate::worker::JobContext;
 
 const OPERATION: &str = "read rows";
-/// The longest line, in bytes.
+/// The longest line of a customer's file, in bytes.
 const MAX_LINE_BYTES: usize = 1 << 20;
+/// So many bytes of rows end a step, whose answers repeat them: it has to fit into an object.
+const MAX_STEP_BYTES: usize = 4 << 20;
 
 /// A job's file.
 #[derive(Debug)]
 pub(super) struct Input {
     pub(super) files: Files,
     pub(super) file: StoredFile,
+    /// The longest line that is read, in bytes.
+    max_line: usize,
 }
 
 /// One row.
@@ -24,6 +28,8 @@ pub(super) struct Row {
     /// Its line, from one; empty lines count too.
     pub(super) line: u64,
     pub(super) fields: Map<String, Value>,
+    /// How long the line is.
+    bytes: usize,
 }
 
 impl Input {
@@ -37,12 +43,17 @@ impl Input {
         let files = Files::new(cx.store.clone(), cx.clock.clone());
         let file = files.get(&cx.job.tenant, id).await?;
         let file = file.ok_or_else(|| refuse("the input file is there no more").with("file", id))?;
-        Ok(Self { files, file })
+        Ok(Self { files, file, max_line: MAX_LINE_BYTES })
+    }
+
+    /// A file that the job itself has written: a row of it holds a row of the input and more.
+    pub(super) fn own(files: Files, file: StoredFile) -> Self {
+        Self { files, file, max_line: usize::MAX }
     }
 
     pub(super) fn rows(&self, cx: &JobContext) -> Rows {
         let parts = self.files.read(&cx.job.tenant, &self.file);
-        Rows { parts, buffer: BytesMut::new(), searched: 0, line: 0, ended: false }
+        Rows { parts, max_line: self.max_line, buffer: BytesMut::new(), searched: 0, line: 0, ended: false }
     }
 
     /// Reads all rows, so that a line that is none is told before work has gone into others; answers with how many there are.
@@ -73,6 +84,7 @@ impl Input {
 /// The rows one after the other; a part of the file and a line are in memory.
 pub(super) struct Rows {
     parts: BoxStream<'static, Result<Bytes>>,
+    max_line: usize,
     buffer: BytesMut,
     /// How many bytes of the buffer have no line's end in them.
     searched: usize,
@@ -111,16 +123,18 @@ impl Rows {
             let fields = serde_json::from_slice(&line).map_err(|error| {
                 Error::invalid(OPERATION, "the line is no JSON object").with("line", self.line).with_source(error)
             })?;
-            return Ok(Some(Row { line: self.line, fields }));
+            return Ok(Some(Row { line: self.line, fields, bytes: line.len() }));
         }
     }
 
-    /// The next rows, `most` of them as long as there are so many.
+    /// The next rows: `most` of them, or fewer if these have enough bytes for a step, or there are no more.
     pub(super) async fn take(&mut self, most: usize) -> Result<Vec<Row>> {
-        let mut some = Vec::new();
+        let (mut some, mut bytes) = (Vec::new(), 0);
         while some.len() < most
+            && bytes < MAX_STEP_BYTES
             && let Some(row) = self.next().await?
         {
+            bytes += row.bytes;
             some.push(row);
         }
         Ok(some)
@@ -134,9 +148,9 @@ impl Rows {
     }
 
     fn fits(&self, length: usize) -> Result<()> {
-        if length <= MAX_LINE_BYTES {
+        if length <= self.max_line {
             return Ok(());
         }
-        Err(Error::invalid(OPERATION, "the line is too long").with("line", self.line + 1).with("limit", MAX_LINE_BYTES))
+        Err(Error::invalid(OPERATION, "the line is too long").with("line", self.line + 1).with("limit", self.max_line))
     }
 }

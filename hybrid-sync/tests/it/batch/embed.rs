@@ -22,7 +22,10 @@ fn index(dimension: usize) -> Arc<MemoryVectorIndex> {
 fn measuring(batch: Option<usize>) -> Arc<Clerk<Embed>> {
     Clerk::taking(batch, |request: EmbedRequest| {
         let vector = |input: &EmbedInput| match input.as_text().unwrap() {
-            long if long.len() > 40 => Err(Error::too_large("embed", "the text is over the limit")),
+            long if long.len() > 40 => {
+                let error = Error::too_large("embed", "the text is over the limit").with("limit", 40);
+                Err(error.with("model", "arn:aws:bedrock:us-east-1:123456789012:imported-model/secret"))
+            }
             text => Ok(vec![text.len() as f32, 1.0]),
         };
         Ok(EmbedResponse { embeddings: request.inputs.iter().map(vector).collect::<Result<_>>()? })
@@ -53,7 +56,10 @@ async fn every_row_has_its_vector_and_what_has_none_is_told() {
     let made: Embedded = result.output().unwrap();
     assert_eq!((made.rows, made.failed), (13, 2));
     assert_eq!(made.failures.iter().map(|failure| failure.line).collect::<Vec<_>>(), [11, 12]);
-    assert!(made.failures[1].error.contains("limit"));
+    assert_eq!(
+        made.failures[1].error, "the text is over the limit (limit: 40)",
+        "of the side that failed nothing is told"
+    );
     assert_eq!(index.count(&TenantId::single()).await.unwrap(), 10);
     let record = vector(&index, "faq/4").await.unwrap();
     assert_eq!((record.vector, &record.metadata["language"]), (vec![5.0, 1.0], &json!("en")));
@@ -86,6 +92,33 @@ async fn a_job_killed_at_any_call_ends_with_the_same_index() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_row_that_the_index_does_not_take_is_told_and_the_others_have_their_vectors() {
+    let site = Site::new();
+    let (index, clerk) = (index(2), measuring(None));
+    let bad = [json!({"n": "\n", "text": "a"}), json!({"n": 20, "text": "b", "language": 7}), {
+        json!({"n": 21, "text": "c", "language": "x".repeat(3_000)})
+    }];
+    let text = rows(2) + &bad.map(|row| row.to_string() + "\n").concat() + &rows(1);
+    let job = site.order("embed", job(), &text).await;
+    let result =
+        site.run(&job, |builder| builder.handler(EmbedRows::new(clerk.clone(), index.clone(), options()))).await;
+    let made: Embedded = result.output().unwrap();
+    assert_eq!((made.rows, made.failed), (6, 3));
+    let told = |line: u64, what: &str| made.failures.iter().any(|it| it.line == line && it.error.contains(what));
+    assert!(told(3, "key expected") && told(4, "language the value") && told(5, "limit: 2048"), "{made:?}");
+    assert_eq!(index.count(&TenantId::single()).await.unwrap(), 2);
+    let asked: usize = clerk.requests.lock().unwrap().iter().map(|request| request.inputs.len()).sum();
+    assert_eq!(asked, 3, "what cannot be kept is not embedded");
+
+    let mut lost = self::job();
+    lost["metadata"] = json!(["tongue"]);
+    let job = site.order("embed", lost, &rows(1)).await;
+    let result = site.run(&job, |builder| builder.handler(EmbedRows::new(clerk.clone(), index, options()))).await;
+    let error = result.output::<Embedded>().unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("tongue"), "{error}");
 }
 
 #[tokio::test]

@@ -79,7 +79,10 @@ async fn an_answer_that_does_not_fit_is_asked_for_again_and_then_told_in_its_pla
         Ok(match (number(&request), seed % 3) {
             (0, _) => ChatResponse::one(Message::assistant("I cannot.")),
             (1, _) => said(json!({"n": "one"})),
-            (2, _) => return Err(Error::too_large("infer", "the prompt is over the context")),
+            (2, _) => {
+                let error = Error::too_large("infer", "the prompt is over the context").with("limit", 4_096);
+                return Err(error.with("model", "arn:aws:bedrock:us-east-1:123456789012:imported-model/secret"));
+            }
             // Right at the second or third try of three.
             (3, 0) => ChatResponse::one(Message::assistant("```json\n{\"n\": 3}\n```")),
             (3, _) => said(json!({})),
@@ -92,7 +95,8 @@ async fn an_answer_that_does_not_fit_is_asked_for_again_and_then_told_in_its_pla
     assert_eq!((made.rows, made.failed), (5, 3));
     let answers = lines(&site.text(&made.output_file_id).await);
     let error = |n: usize| answers[n]["error"].as_str().unwrap().to_owned();
-    assert!(error(0).contains("no JSON") && error(1).contains("/n") && error(2).contains("context"), "{answers:?}");
+    assert!(error(0).contains("no JSON") && error(1).contains("/n"), "{answers:?}");
+    assert_eq!(error(2), "the prompt is over the context (limit: 4096)", "of the side that failed nothing is told");
     assert_eq!((&answers[3]["output"], &answers[4]["output"]), (&json!({"n": 3}), &json!({"n": 4})));
     let tries = |n| clerk.requests.lock().unwrap().iter().filter(|request| number(request) == n).count();
     assert_eq!((tries(0), tries(1), tries(2), tries(4)), (3, 3, 1, 1));
@@ -121,6 +125,31 @@ async fn a_job_killed_at_any_call_ends_with_the_same_answers() {
         assert_eq!(site.store.list_all("").await.unwrap().len(), 5, "{case}");
     })
     .await;
+}
+
+/// A row may be as long as a line of a customer's file: the answers repeat it.
+#[tokio::test]
+async fn rows_as_long_as_may_be_have_their_answers_and_a_job_that_lacks_its_result_alone_reads_them_again() {
+    let site = Site::new();
+    let long = |n: usize| {
+        let row = |text: &str| json!({"n": n, "text": text}).to_string() + "\n";
+        row(&"x".repeat((1 << 20) - row("").len()))
+    };
+    let text: String = (10..28).map(long).collect();
+    assert!(text.lines().all(|line| line.len() + 1 == 1 << 20));
+    let order = json!({"prompt": "{{n}}:", "schema": job()["schema"]});
+    let job = site.order("enrich", order, &text).await;
+    let wide = BatchOptions { step: 18, ..options() };
+    let clerk = counting();
+    let result = site.run(&job, |builder| builder.handler(Enrich::new(clerk.clone(), wide.clone()))).await;
+    let made: Enriched = result.output().unwrap();
+    assert_eq!((made.rows, made.failed, clerk.asked()), (18, 0, 18));
+
+    // As if the worker had died before it wrote the result.
+    site.store.delete(&job::result_key(&job.tenant, job.id).unwrap()).await.unwrap();
+    job::submit(&site.queue, &site.store, &job).await.unwrap();
+    let again = site.run(&job, |builder| builder.handler(Enrich::new(clerk.clone(), wide))).await;
+    assert_eq!((again.output::<Enriched>().unwrap(), clerk.asked()), (made, 18));
 }
 
 #[tokio::test]
