@@ -21,7 +21,8 @@ use crate::{
 /// - Files are written below [`TrainRun::scratch`] alone. A run that fails or is cancelled leaves there at most its checkpoints.
 /// - A raised [`TrainRun::cancel`] ends the run soon with [`Cancelled`](crate::ErrorKind::Cancelled).
 /// - With `resumable`, a run in a scratch folder that holds checkpoints of the same plan goes on from the last one and ends with the
-///   same files, byte for byte, as one that was never interrupted. Checkpoints of another plan are ignored.
+///   same files, byte for byte, as one that was never interrupted. Checkpoints of another plan are ignored. So does one that is repeated after its end:
+///   its last checkpoint stays, since whoever called may die before it has noted the candidate. It removes the scratch folder once it needs it no more.
 /// - With `reproducible`, the same plan gives the same files, byte for byte, on the same device.
 /// - Progress only moves forward, and its last event says that everything is done.
 #[async_trait]

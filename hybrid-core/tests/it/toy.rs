@@ -163,6 +163,9 @@ impl Trainer for Toy {
             state.model += 1;
         }
         write(&output, state.model.to_string().as_bytes())?;
+        if self.has(TrainerFault::ForgetsInTheEnd) {
+            fs::remove_file(&checkpoint).map_err(io_error)?;
+        }
         Ok(Candidate {
             task: "classify".to_owned(),
             architecture: if self.has(TrainerFault::NamesNoMajor) { "toy".to_owned() } else { "toy/1".to_owned() },

@@ -224,7 +224,6 @@ impl TextClassifierTrainer {
         let memory = model.config().tensor_bytes() * 2;
         let files = [(CONFIG, config.as_ref()), (WEIGHTS, weights.as_slice())];
         let output = CandidateOutput::Files(write_candidate(&run.scratch, |folder| write_all(folder, &files))?);
-        checkpoint.remove()?;
         run.progress.report(training::finished(trained.steps));
         let metrics = metrics(trained.temperature, trained.figures);
         Ok(self.candidate(HASHED_ARCHITECTURE, output, memory, metrics, examples))
@@ -251,7 +250,6 @@ impl TextClassifierTrainer {
         let mut files = vec![(CONFIG, config.as_ref()), (TOKENIZER, tokenizer.as_slice()), (WEIGHTS, model.as_slice())];
         files.extend(adapter.as_deref().map(|adapter| (ADAPTER, adapter)));
         let output = CandidateOutput::Files(write_candidate(&run.scratch, |folder| write_all(folder, &files))?);
-        checkpoint.remove()?;
         run.progress.report(training::finished(steps));
         let mut metrics = metrics(temperature, figures);
         metrics.insert("truncated".to_owned(), cut as f64);
@@ -287,7 +285,6 @@ impl TextClassifierTrainer {
             paths.extend(base.write(settings.lora(), body, folder)?);
             Ok(paths)
         })?;
-        checkpoint.remove()?;
         run.progress.report(training::finished(steps));
         let mut metrics = metrics(temperature, figures);
         metrics.insert("truncated".to_owned(), cut as f64);

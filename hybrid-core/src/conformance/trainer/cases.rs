@@ -234,15 +234,19 @@ pub(super) async fn an_interrupted_run_ends_in_the_same_place(harness: Harness<'
     Files::of(&candidate, &scratch)?.check_same("a run interrupted three times and one never interrupted", &whole)?;
     check_forward(&resumed)?;
 
-    // It went on from a checkpoint and did not begin anew.
-    let stage = &main[0].stage;
+    went_on("a resumed run", &events, &resumed)
+}
+
+/// A run went on from a checkpoint and did not begin anew.
+fn went_on(what: &str, events: &[ProgressEvent], resumed: &[ProgressEvent]) -> CaseResult {
+    let stage = &main_stage(events)?[0].stage;
     let first_work = |events: &[ProgressEvent]| {
         events.iter().filter(|event| event.stage == *stage && event.done > 0).map(|event| event.done).min()
     };
-    let (began, went_on) = (first_work(&events), first_work(&resumed));
+    let (began, went_on) = (first_work(events), first_work(resumed));
     ensure!(
         went_on.is_none_or(|went_on| began < Some(went_on)),
-        "a resumed run began {stage:?} anew, at {went_on:?} as the first one at {began:?}"
+        "{what} began {stage:?} anew, at {went_on:?} as the first one at {began:?}"
     );
     Ok(())
 }
@@ -251,9 +255,11 @@ pub(super) async fn a_finished_run_can_be_repeated(harness: Harness<'_>) -> Case
     let lab = Lab::open(harness).await?;
     lab.check_resumable()?;
     let scratch = lab.scratch()?;
-    let first = Files::of(&lab.train(&lab.plan, &scratch).await?.0, &scratch)?;
-    let second = Files::of(&lab.train(&lab.plan, &scratch).await?.0, &scratch)?;
-    second.check_same("a run repeated in the same folder", &first)
+    let (candidate, events) = lab.train(&lab.plan, &scratch).await?;
+    let first = Files::of(&candidate, &scratch)?;
+    let (candidate, repeated) = lab.train(&lab.plan, &scratch).await?;
+    Files::of(&candidate, &scratch)?.check_same("a run repeated in the same folder", &first)?;
+    went_on("a repeated run", &events, &repeated)
 }
 
 /// Trains `plan` in a folder in which a run of the lab's own plan was interrupted, and compares with a folder that is new.

@@ -56,7 +56,7 @@ pub async fn run(harness: &dyn TrainerHarness) -> Report {
         cases::a_run_can_be_cancelled_on_its_way => "a `TrainRun::cancel` raised on the way ends the run soon with `Cancelled` and leaves at most checkpoints",
         cases::the_same_plan_gives_the_same_files => "with `reproducible`, the same plan gives the same files, byte for byte",
         cases::an_interrupted_run_ends_in_the_same_place => "with `resumable`, an interrupted run goes on from its last checkpoint and ends with the same files, byte for byte",
-        cases::a_finished_run_can_be_repeated => "with `resumable`, a run that is repeated in the scratch folder of one that ended gives the same files",
+        cases::a_finished_run_can_be_repeated => "with `resumable`, a run that is repeated in the scratch folder of one that ended goes on from its last checkpoint and gives the same files",
         cases::checkpoints_of_another_plan_are_ignored => "checkpoints of another plan are ignored",
         cases::checkpoints_of_another_dataset_are_ignored => "checkpoints of a plan with another dataset are ignored",
     ]);

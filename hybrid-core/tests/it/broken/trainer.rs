@@ -18,6 +18,7 @@ pub(crate) enum TrainerFault {
     BeginsAnew,
     ForgetsItsChance,
     AddsToTheEnd,
+    ForgetsInTheEnd,
     ResumesAnyPlan,
     ResumesAnyDataset,
 }
@@ -38,6 +39,7 @@ const PLANTED: &[super::Planted<TrainerFault>] = &[
     (BeginsAnew, &["an_interrupted_run_ends_in_the_same_place"]),
     (ForgetsItsChance, &["an_interrupted_run_ends_in_the_same_place"]),
     (AddsToTheEnd, &["a_finished_run_can_be_repeated"]),
+    (ForgetsInTheEnd, &["a_finished_run_can_be_repeated"]),
     (ResumesAnyPlan, &["checkpoints_of_another_plan_are_ignored"]),
     (ResumesAnyDataset, &["checkpoints_of_another_dataset_are_ignored"]),
 ];

@@ -213,7 +213,6 @@ impl DecoderTrainer {
         };
         let output = Output { plan, base, config: &config, digests };
         let files = write_candidate(&run.scratch, |folder| output.write(settings, values, folder))?;
-        checkpoint.remove()?;
         run.progress.report(finished(steps.len() as u64));
         Ok(Candidate {
             task: Chat::NAME.to_owned(),
