@@ -16,6 +16,8 @@ use hybrid_local::{
     quantize::{Mix, Quantizer},
 };
 
+use crate::decoder::write_adapter;
+
 const STARTED: &str = "HYBRID_TEST_MUTATED";
 /// In KiB. Threads set aside some for themselves.
 const MEMORY: u64 = 4 << 20;
@@ -131,10 +133,15 @@ fn head_of(name: &str, bytes: &[u8]) -> usize {
     }
 }
 
-async fn mutate_folder<F: Future<Output = Result<(), Error>>>(name: &str, tries: usize, open: impl Fn(PathBuf) -> F) {
-    let folder = copy(name);
-    open(folder.path().to_owned()).await.unwrap();
-    let mut files: Vec<PathBuf> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+/// Changes the files of a folder, one after the other.
+async fn mutate<F: Future<Output = Result<(), Error>>>(
+    name: &str,
+    folder: &Path,
+    tries: usize,
+    open: impl Fn(PathBuf) -> F,
+) {
+    open(folder.to_owned()).await.unwrap();
+    let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     for path in files {
         let file = path.file_name().unwrap().to_str().unwrap();
@@ -145,7 +152,7 @@ async fn mutate_folder<F: Future<Output = Result<(), Error>>>(name: &str, tries:
                 draws.mutate(&mut changed, head_of(file, &whole));
             }
             fs::write(&path, &changed).unwrap();
-            count(&mut outcomes, &format!("{name}/{file} {i}"), open(folder.path().to_owned()).await);
+            count(&mut outcomes, &format!("{name}/{file} {i}"), open(folder.to_owned()).await);
         }
         fs::write(&path, &whole).unwrap();
         println!("{name}/{file}: {outcomes:?}");
@@ -156,8 +163,29 @@ async fn mutate_folder<F: Future<Output = Result<(), Error>>>(name: &str, tries:
 async fn folders_of_decoders_do_no_harm() {
     if is_limited("folders_of_decoders_do_no_harm") {
         for name in ["decoder/qwen3", "decoder/phi3"] {
-            mutate_folder(name, 60, |path| async move { open_decoder(&path).await }).await;
+            mutate(name, copy(name).path(), 60, |path| async move { open_decoder(&path).await }).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn folders_of_adapters_do_no_harm() {
+    if is_limited("folders_of_adapters_do_no_harm") {
+        let folder = tempfile::tempdir().unwrap();
+        write_adapter(folder.path(), 2.0);
+        let model = DecoderLoader::new(Device::cpu()).open_model(&fixture("decoder/qwen2")).await.unwrap();
+        let open = |path: PathBuf| {
+            let model = model.clone();
+            async move {
+                let adapter = model.adapter(&path, ServedModel::named("tiny")).await;
+                // Of another shape than its model's is the caller's mistake, not the file's.
+                match adapter {
+                    Err(error) if error.kind() != ErrorKind::InvalidInput => Err(error),
+                    _ => Ok(()),
+                }
+            }
+        };
+        mutate("adapter", folder.path(), 120, open).await;
     }
 }
 
@@ -169,7 +197,39 @@ async fn folders_of_encoders_do_no_harm() {
             let loader = hybrid_local::EmbedderLoader::new(Device::cpu()).with_memory_limit(MODEL_MEMORY);
             loader.open(&path, ServedModel::named("tiny")).await.map(drop)
         };
-        mutate_folder("bert/bert", 80, open).await;
+        mutate("bert/bert", copy("bert/bert").path(), 80, open).await;
+        // Without its kinds of layers their number alone says how many there are.
+        let modern = copy("bert/modernbert");
+        let path = modern.path().join("config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config.as_object_mut().unwrap().remove("layer_types").unwrap();
+        fs::write(&path, config.to_string()).unwrap();
+        mutate("bert/modernbert", modern.path(), 80, open).await;
+    }
+}
+
+#[cfg(feature = "classifier")]
+#[tokio::test]
+async fn versions_with_heads_do_no_harm() {
+    use hybrid_core::{BaseModel, ModelLoader};
+    use hybrid_local::TextClassifierLoader;
+
+    use crate::classifier::{Site, judgments, manifest, messages, plan};
+
+    if is_limited("versions_with_heads_do_no_harm") {
+        let site = Site::with(judgments(&messages(12))).await;
+        let mut plan = plan("decoder-head-lora", site.dataset.clone(), serde_json::json!({"epochs": 1}));
+        plan.base = Some(BaseModel::Folder(fixture("decoder/qwen3")));
+        let candidate = site.train(&plan).await.unwrap();
+        let (manifest, digest) = manifest(&plan, &candidate);
+        let open = |path: PathBuf| {
+            let manifest = manifest.clone();
+            async move {
+                let loader = TextClassifierLoader::new(Device::cpu()).with_memory_limit(MODEL_MEMORY);
+                loader.load(&manifest, digest, &path).await.map(drop)
+            }
+        };
+        mutate("head", &site.files(), 60, open).await;
     }
 }
 

@@ -89,6 +89,8 @@ impl ModernConfig {
         if let Some(activation) = file.hidden_activation.filter(|activation| activation != "gelu") {
             return Err(unknown("hidden_activation", activation));
         }
+        // Before a list of so many layers is made.
+        within("num_hidden_layers", file.num_hidden_layers, 1..=256)?;
         let local = match file.layer_types {
             Some(types) => types
                 .iter()
@@ -128,17 +130,9 @@ impl ModernConfig {
     }
 
     fn check(&self, layers: usize) -> Result<()> {
-        let within = |key: &'static str, value: usize, range: RangeInclusive<usize>| {
-            if range.contains(&value) {
-                return Ok(());
-            }
-            let error = Error::corrupt(OPERATION, "the size is out of range");
-            Err(error.with("size", key).with("value", value).with("range", format_args!("{range:?}")))
-        };
         within("vocab_size", self.vocabulary, 1..=1 << 22)?;
         within("hidden_size", self.hidden, 1..=1 << 13)?;
         within("intermediate_size", self.intermediate, 1..=1 << 17)?;
-        within("num_hidden_layers", layers, 1..=256)?;
         within("layer_types", self.local.len(), layers..=layers)?;
         within("num_attention_heads", self.heads, 1..=self.hidden)?;
         within("max_position_embeddings", self.positions, 8..=1 << 17)?;
@@ -181,6 +175,14 @@ impl ModernConfig {
         }
         tensors
     }
+}
+
+fn within(key: &'static str, value: usize, range: RangeInclusive<usize>) -> Result<()> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let error = Error::corrupt(OPERATION, "the size is out of range");
+    Err(error.with("size", key).with("value", value).with("range", format_args!("{range:?}")))
 }
 
 fn unknown(key: &'static str, value: impl std::fmt::Display) -> Error {
@@ -233,6 +235,8 @@ mod tests {
             ("layer_types", json!(["full_attention"]), ErrorKind::Corrupt),
             ("num_attention_heads", json!(5), ErrorKind::Corrupt),
             ("hidden_size", json!(1u64 << 40), ErrorKind::Corrupt),
+            ("num_hidden_layers", json!(1u64 << 40), ErrorKind::Corrupt),
+            ("num_hidden_layers", json!(0), ErrorKind::Corrupt),
             ("local_attention", json!(0), ErrorKind::Corrupt),
             ("norm_eps", json!(1.0), ErrorKind::Corrupt),
             ("global_rope_theta", json!(-1.0), ErrorKind::Corrupt),

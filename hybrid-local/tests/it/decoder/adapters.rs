@@ -12,7 +12,7 @@ use super::{Serving, ask, fixture, manifest, short};
 const HIDDEN: usize = 64;
 
 /// An adapter as PEFT leaves it, on the queries of the first layer.
-fn write_adapter(folder: &Path, factor: f32) {
+pub(crate) fn write_adapter(folder: &Path, factor: f32) {
     let config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4.0, "target_modules": ["q_proj"], "bias": "none"});
     fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
     let values = |seed: usize| -> Vec<u8> {

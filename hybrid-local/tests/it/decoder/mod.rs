@@ -21,6 +21,8 @@ use hybrid_core::{
 use hybrid_local::{DecoderLoader, Device};
 use serde_json::json;
 
+pub(crate) use adapters::write_adapter;
+
 const FAMILIES: [&str; 8] = ["llama", "llama-bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"];
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
