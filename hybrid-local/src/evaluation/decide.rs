@@ -47,8 +47,7 @@ impl Evidence<'_> {
             let reason = against.join("; ");
             return (Verdict::Refuse(reason.clone()), reason);
         }
-        // Bonferroni: of several that are no better one easily looks so.
-        let promoted = alpha / candidates as f64;
+        let promoted = promoted_below(alpha, candidates);
         match comparison {
             None => {
                 let low = format!("the lower bound of {metric}, {},", percent(score.low));
@@ -91,6 +90,11 @@ impl Evidence<'_> {
             }
         }
     }
+}
+
+/// The level of a promotion. Bonferroni: of several that are no better one easily looks so.
+pub(super) fn promoted_below(alpha: f64, candidates: usize) -> f64 {
+    alpha / candidates as f64
 }
 
 /// A share as text, such as `91.2 %`.

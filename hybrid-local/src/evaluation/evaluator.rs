@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Baseline, Budgets, Change, Comparison, GoldenSet, GoldenSummary, LabelMetrics, LabelScorer, Measured, Report,
     Scale, Scorer, Slice, SliceBy, SliceComparison,
-    decide::Evidence,
+    decide::{Evidence, promoted_below},
     report::snippet,
     run::{Answers, Asked, Tally},
     scorer::Expected,
@@ -365,7 +365,8 @@ impl<T: Task, S: Scorer<T>> Judge<'_, T, S> {
         let differences: Vec<f64> =
             candidate.iter().zip(incumbent).map(|(candidate, incumbent)| candidate - incumbent).collect();
         let (fixes, regressions) = count_changes(&differences);
-        let (n, alpha) = (differences.len() as u64, self.options.alpha);
+        // What would have shown is what would have been promoted.
+        let (n, alpha) = (differences.len() as u64, promoted_below(self.options.alpha, self.options.candidates));
         let (test, difference, p, detectable) = match self.scorer.scale() {
             Scale::RightWrong => {
                 let changed = (fixes + regressions) as f64 / n as f64;

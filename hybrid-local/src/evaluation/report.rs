@@ -101,7 +101,7 @@ pub struct Comparison {
     pub regressions: u64,
     /// The two-sided p-value of no difference.
     pub p: f64,
-    /// The smallest difference that this golden set would have shown four times in five; `None` if it cannot show any, or has nothing to judge by.
+    /// The smallest difference that this golden set would have shown four times in five, at the level at which the best of several is promoted; `None` if it cannot show any, or has nothing to judge by.
     pub detectable: Option<f64>,
 }
 

@@ -118,6 +118,10 @@ async fn equal_versions_are_held_and_the_report_says_what_it_could_have_seen() {
     // 10 % changed: 2.8 · sqrt(0.1 / 400), a little less.
     assert!((0.043..0.0445).contains(&comparison.detectable.unwrap()), "{comparison:?}");
     assert!(report.reason.contains("a difference of 4.4 points would have shown"), "{}", report.reason);
+    // As one of four it would have had to be better than by chance at a quarter of the level.
+    let options = EvaluatorOptions { candidates: 4, ..EvaluatorOptions::default() };
+    let report = judge(options, &golden, &candidate, Some(&incumbent)).await.unwrap();
+    assert!((0.052..0.0535).contains(&report.comparison.unwrap().detectable.unwrap()), "{}", report.reason);
 }
 
 fn usd(decimal: &str) -> Money {
