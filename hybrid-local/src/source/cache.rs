@@ -21,6 +21,10 @@ pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 pub(super) const MODULES: &str = "modules.json";
 pub(super) const ADAPTER: &str = "adapter_config.json";
+/// As PEFT keeps them, and as mlx-lm does.
+pub(super) const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapters.safetensors"];
+/// Pickled weights have an answer of their own at the loaders.
+const PICKLED: [&str; 2] = ["pytorch_model.bin", "adapter_model.bin"];
 
 /// The hub's cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,8 +72,19 @@ impl HubCache {
             return if has(file) { Ok(snapshot.join(file)) } else { absent(file) };
         }
         let in_blocks = gguf_files(&snapshot);
-        if has(ADAPTER) || has(MODULES) && !has(CONFIG) {
-            return Ok(snapshot);
+        if has(ADAPTER) && !has(WEIGHTS) && !has(INDEX) {
+            let is_whole = ADAPTER_WEIGHTS.into_iter().chain(PICKLED).any(has);
+            return if is_whole { Ok(snapshot) } else { absent(ADAPTER_WEIGHTS[0]) };
+        }
+        if has(MODULES) && !has(CONFIG) {
+            let Some(network) = network(&snapshot) else { return Ok(snapshot) };
+            let within = |name: &str| if network.is_empty() { name.to_owned() } else { format!("{network}/{name}") };
+            let is_pickled = PICKLED.into_iter().any(|name| has(&within(name)));
+            let needed = [CONFIG, TOKENIZER, WEIGHTS].into_iter().filter(|name| *name != WEIGHTS || !is_pickled);
+            return match needed.map(within).find(|name| !has(name)) {
+                Some(name) => absent(&name),
+                None => Ok(snapshot),
+            };
         }
         if has(INDEX) && !has(WEIGHTS) {
             for shard in shards(&snapshot) {
@@ -77,7 +92,7 @@ impl HubCache {
                     return absent(&shard);
                 }
             }
-        } else if !has(WEIGHTS) && !has("pytorch_model.bin") {
+        } else if !has(WEIGHTS) && !has(PICKLED[0]) {
             return match &in_blocks[..] {
                 [] if has(CONFIG) => absent(WEIGHTS),
                 [] => absent(CONFIG),
@@ -152,7 +167,7 @@ fn gguf_files(snapshot: &Path) -> Vec<String> {
 }
 
 /// The files that a snapshot's index names. An index that cannot be read names none: a loader says what is wrong with it.
-fn shards(snapshot: &Path) -> Vec<String> {
+pub(super) fn shards(snapshot: &Path) -> Vec<String> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, FileName>,
@@ -164,6 +179,18 @@ fn shards(snapshot: &Path) -> Vec<String> {
     names.sort();
     names.dedup();
     names
+}
+
+/// The step of a list of them in whose folder the network lies. A list that cannot be read names none: a loader says what is wrong with it.
+fn network(snapshot: &Path) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Step {
+        path: String,
+        r#type: String,
+    }
+    let steps: Vec<Step> = serde_json::from_slice(&read(&snapshot.join(MODULES), MAX_CONFIG_BYTES).ok()?).ok()?;
+    let network = steps.into_iter().find(|step| step.r#type.ends_with(".Transformer"))?;
+    (network.path.is_empty() || FileName::new(&*network.path).is_ok()).then_some(network.path)
 }
 
 fn absent(model: &HubModel, missing: &Path) -> Error {
@@ -219,6 +246,7 @@ mod tests {
         }
         fs::create_dir_all(&snapshot).unwrap();
         for (name, text) in files {
+            fs::create_dir_all(snapshot.join(name).parent().unwrap()).unwrap();
             fs::write(snapshot.join(name), text).unwrap();
         }
         (HubCache::at(folder.path()), snapshot, folder)
@@ -265,6 +293,30 @@ mod tests {
         with(4, "model-00002-of-00002.safetensors");
         let (cache, _snapshot, _folder) = cache(&[(CONFIG, "{}"), (WEIGHTS, "")]);
         refused(&cache, "org/name", ErrorKind::NotFound, TOKENIZER);
+    }
+
+    #[test]
+    fn an_adapter_and_a_network_in_a_folder_of_its_own_are_found_with_their_weights_alone() {
+        let steps =
+            r#"[{"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]"#;
+        let adapter = [(ADAPTER, "{}"), (ADAPTER_WEIGHTS[0], "")];
+        let network = [
+            (MODULES, steps),
+            ("0_Transformer/config.json", "{}"),
+            ("0_Transformer/tokenizer.json", "{}"),
+            ("0_Transformer/model.safetensors", ""),
+        ];
+        for files in [&adapter[..], &network] {
+            for count in 1..files.len() {
+                let (cache, _snapshot, _folder) = cache(&files[..count]);
+                refused(&cache, "org/name", ErrorKind::NotFound, files[count].0);
+            }
+            let (cache, snapshot, _folder) = cache(files);
+            assert_eq!(cache.find(&model("org/name")).unwrap(), snapshot);
+        }
+        let pickled = [(ADAPTER, "{}"), ("adapter_model.bin", "")];
+        let (cache, snapshot, _folder) = cache(&pickled);
+        assert_eq!(cache.find(&model("org/name")).unwrap(), snapshot, "a loader says what is wrong with it");
     }
 
     #[test]

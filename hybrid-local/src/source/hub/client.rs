@@ -153,7 +153,7 @@ fn parse(endpoint: &str) -> Result<Url> {
     let url = Url::parse(endpoint).ok().filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
     url.ok_or_else(|| {
         Error::invalid(OPERATION, "the hub's endpoint is no address such as https://huggingface.co; set HF_ENDPOINT")
-            .with("endpoint", endpoint)
+            .with("endpoint", endpoint.rsplit_once('@').map_or(endpoint, |(_password, host)| host))
     })
 }
 
@@ -217,6 +217,6 @@ impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { endpoint, token, http: _ } = self;
         let token = token.as_ref().map(|_| "…");
-        f.debug_struct("Client").field("endpoint", &endpoint.as_str()).field("token", &token).finish_non_exhaustive()
+        f.debug_struct("Client").field("endpoint", &shown(endpoint)).field("token", &token).finish_non_exhaustive()
     }
 }

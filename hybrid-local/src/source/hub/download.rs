@@ -23,7 +23,7 @@ use crate::{
     source::{HubCache, HubModel},
 };
 
-/// How often a download that brings nothing is tried.
+/// How often what brings nothing is tried.
 const IDLE_TRIES: u32 = 4;
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Pieces that wait for the disk.
@@ -64,17 +64,29 @@ impl Hub {
             let brought;
             (part, brought) = self.bring(&blob.url, part).await?;
             let Err(error) = brought else { continue };
-            tries = if part.length() > before { 0 } else { tries + 1 };
-            let (length, size) = (part.length(), blob.size);
-            let wait = error.retry_after().unwrap_or(Duration::from_secs(1 << tries.min(6) >> 1));
-            if !error.is_temporary() || tries >= IDLE_TRIES || wait > LONGEST_WAIT {
-                return Err(error.with("length", length).with("size", size));
-            }
-            tracing::warn!(%error, length, size, "a download was cut; it goes on where it ended");
-            if tries > 0 {
-                self.clock.sleep(wait).await;
+            let error = error.with("length", part.length()).with("size", blob.size);
+            if part.length() > before && error.is_temporary() {
+                tracing::warn!(%error, "a download was cut; it goes on where it ended");
+                tries = 0;
+            } else {
+                self.wait(&mut tries, error).await?;
             }
         }
+    }
+
+    /// Waits before the next try, after `tries` and this one that brought nothing.
+    ///
+    /// # Errors
+    /// This one's, if there is to be no other.
+    pub(super) async fn wait(&self, tries: &mut u32, error: Error) -> Result<()> {
+        *tries += 1;
+        let wait = error.retry_after().unwrap_or(Duration::from_secs(1 << (*tries - 1)));
+        if !error.is_temporary() || *tries >= IDLE_TRIES || wait > LONGEST_WAIT {
+            return Err(error);
+        }
+        tracing::warn!(%error, seconds = wait.as_secs(), "the hub brought nothing; it is asked again");
+        self.clock.sleep(wait).await;
+        Ok(())
     }
 
     /// Brings what is missing of a file, as far as one connection goes. The outer error is for a part that is lost.

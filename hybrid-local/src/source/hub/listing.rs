@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::{OPERATION, Promised};
 use crate::source::{
-    cache::{ADAPTER, INDEX, MODULES, WEIGHTS, one_of_several},
+    cache::{ADAPTER, ADAPTER_WEIGHTS, INDEX, MODULES, WEIGHTS, one_of_several},
     name::is_commit,
 };
 
@@ -52,6 +52,8 @@ struct Large {
 pub(super) struct Wanted<'a> {
     pub(super) beside: Vec<&'a File>,
     pub(super) weights: Vec<&'a File>,
+    /// Whether there are more weights, in the files that the index names, which is among those beside.
+    pub(super) sharded: bool,
     /// Whether the one file is the model.
     pub(super) alone: bool,
 }
@@ -81,29 +83,31 @@ impl Listing {
         let with_texts = |weights: Vec<_>, more: &[&'static str]| {
             let names = BESIDE.iter().chain(more);
             let steps = self.siblings.iter().filter(|file| is_step(&file.rfilename) && !is_weights(&file.rfilename));
-            Wanted { beside: names.filter_map(|name| find(name)).chain(steps).collect(), weights, alone: false }
+            Wanted {
+                beside: names.filter_map(|name| find(name)).chain(steps).collect(),
+                weights,
+                sharded: false,
+                alone: false,
+            }
         };
         let all = |fits: &dyn Fn(&str) -> bool| -> Vec<&File> {
             self.siblings.iter().filter(|file| fits(&file.rfilename)).collect()
         };
         // As in a folder: one file, else several by their index.
         let mut weights: Vec<&File> = find(WEIGHTS).into_iter().collect();
-        let mut more: &[&str] = &[];
-        if weights.is_empty() && find(INDEX).is_some() {
-            (weights, more) = (all(&|name| name.starts_with("model-") && is_weights(name)), &[INDEX]);
-        }
+        let sharded = weights.is_empty() && find(INDEX).is_some();
+        let mut more: &[&str] = if sharded { &[INDEX] } else { &[] };
         // An adapter, as PEFT or mlx-lm keeps it; or a step of sentence-transformers with weights of its own.
-        if weights.is_empty() && find(ADAPTER).is_some() {
-            let adapters = ["adapter_model.safetensors", "adapters.safetensors"];
-            (weights, more) = (adapters.into_iter().filter_map(find).collect(), &[ADAPTER]);
+        if weights.is_empty() && !sharded && find(ADAPTER).is_some() {
+            (weights, more) = (ADAPTER_WEIGHTS.into_iter().filter_map(find).collect(), &[ADAPTER]);
         }
         weights.extend(all(&|name| is_step(name) && is_weights(name)));
-        if !weights.is_empty() {
-            return Ok(with_texts(weights, more));
+        if sharded || !weights.is_empty() {
+            return Ok(Wanted { sharded, ..with_texts(weights, more) });
         }
         let blocks = all(&|name| name.to_ascii_lowercase().ends_with(".gguf") && !name.contains('/'));
         if let [one] = blocks[..] {
-            return Ok(Wanted { beside: Vec::new(), weights: vec![one], alone: true });
+            return Ok(Wanted { beside: Vec::new(), weights: vec![one], sharded: false, alone: true });
         }
         let error = if !blocks.is_empty() {
             one_of_several(&blocks.iter().map(|file| file.rfilename.clone()).collect::<Vec<_>>())
@@ -119,6 +123,23 @@ impl Listing {
         Err(error.with("commit", &self.sha))
     }
 
+    /// The files that an index names.
+    ///
+    /// # Errors
+    /// `Corrupt` that names one that the commit lacks, and if the index names none at all.
+    pub(super) fn shards(&self, names: &[String]) -> Result<Vec<&File>> {
+        let lacks = |message: &'static str| Error::corrupt(OPERATION, message).with("commit", &self.sha);
+        if names.is_empty() {
+            return Err(lacks("the index of the weights names no files").with("file", INDEX));
+        }
+        let find = |name: &String| self.siblings.iter().find(|file| file.rfilename == *name);
+        let found = names.iter().map(|name| {
+            find(name)
+                .ok_or_else(|| lacks("the index of the weights names a file that the commit lacks").with("file", name))
+        });
+        found.collect()
+    }
+
     fn one(&self, name: &str) -> Result<Wanted<'_>> {
         if !["gguf", "safetensors", "json", "jinja"].contains(&&*extension(name).to_ascii_lowercase()) {
             let message = "only GGUF, Safetensors, JSON and Jinja are fetched";
@@ -132,7 +153,7 @@ impl Listing {
                 .with("commit", &self.sha)
                 .with("files", alike.join(", "))
         })?;
-        Ok(Wanted { beside: Vec::new(), weights: vec![found], alone: true })
+        Ok(Wanted { beside: Vec::new(), weights: vec![found], sharded: false, alone: true })
     }
 }
 
@@ -187,7 +208,8 @@ mod tests {
         let siblings: Vec<_> = names.iter().map(|name| json!({"rfilename": name})).collect();
         let listing = json!({"sha": "0".repeat(40), "siblings": siblings}).to_string();
         let listing = Listing::read(listing.as_bytes())?;
-        let Wanted { beside, weights, alone } = listing.wanted(file)?;
+        let Wanted { beside, weights, alone, sharded } = listing.wanted(file)?;
+        assert_eq!(sharded, beside.iter().any(|file| file.rfilename == INDEX));
         let [beside, weights] =
             [beside, weights].map(|files| files.iter().map(|file| file.rfilename.clone()).collect());
         Ok((beside, weights, alone))
@@ -226,7 +248,7 @@ mod tests {
             "model.safetensors.index.json",
             "1_Pooling/config.json",
         ];
-        check(&names, None, &texts, &names[5..7]);
+        check(&names, None, &texts, &[]);
         let whole = ["config.json", "model.safetensors", "model-00001-of-00001.safetensors", INDEX];
         check(&whole, None, &whole[..1], &whole[1..2]);
         let nested = [
@@ -240,6 +262,22 @@ mod tests {
         check(&adapter, None, &["tokenizer.json", "adapter_config.json"], &adapter[1..2]);
         check(&names, Some("x-q4.gguf"), &[], &["x-q4.gguf"]);
         assert!(wanted(&["config.json", "a.gguf"], None).unwrap().2, "a file that is the model itself");
+    }
+
+    #[test]
+    fn the_files_of_several_are_those_that_the_index_names() {
+        let names = [INDEX, "model.safetensors-00001-of-00001.safetensors", "model-00001-of-00009.safetensors"];
+        let siblings: Vec<_> = names.iter().map(|name| json!({"rfilename": name})).collect();
+        let listing = json!({"sha": "0".repeat(40), "siblings": siblings}).to_string();
+        let listing = Listing::read(listing.as_bytes()).unwrap();
+        let shards = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            listing.shards(&names).map(|files| files.iter().map(|file| file.rfilename.clone()).collect::<Vec<_>>())
+        };
+        assert_eq!(shards(&names[1..2]).unwrap(), names[1..2]);
+        let error = shards(&["model-00001-of-00002.safetensors"]).unwrap_err();
+        assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains("00002"), "{error}");
+        assert_eq!(shards(&[]).unwrap_err().kind(), ErrorKind::Corrupt);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use self::{
 };
 use super::{
     HubCache, HubModel,
-    cache::{home, path},
+    cache::{home, path, shards},
     name::is_commit,
 };
 use crate::blocking::blocking;
@@ -43,7 +43,7 @@ const PARALLELISM: usize = 4;
 ///   fetch a file once; the hub's own tools among them.
 /// - What the cache has is not fetched again, nor read again to be verified. Offline nothing is fetched at all, and what the cache lacks is
 ///   [`NotFound`](hybrid_core::ErrorKind::NotFound). With the hub away, what the cache has is used, and a warning says so.
-/// - A connection that brings nothing is tried again after one, two and four seconds, or when the hub says, if that is within a minute.
+/// - What brings nothing, a listing or a file, is tried again after one, two and four seconds, or when the hub says, if that is within a minute.
 /// - A model that needs a token, or consent that was not given, is [`PermissionDenied`](hybrid_core::ErrorKind::PermissionDenied). The token goes to the
 ///   hub alone, not to where it sends on.
 ///
@@ -171,26 +171,30 @@ impl Hub {
     }
 
     async fn fetch_online(&self, model: &HubModel) -> Result<PathBuf> {
-        let listing = match self.client.list(model).await {
-            Ok(bytes) => Listing::read(&bytes)?,
-            Err(error) if error.is_temporary() => {
-                return match self.find(model).await {
-                    Ok(path) => {
-                        tracing::warn!(%model, %error, path = %path.display(), "the hub is away; what its cache has of the model is used");
-                        Ok(path)
-                    }
-                    Err(_) => Err(error),
-                };
+        let mut tries = 0;
+        let listing = loop {
+            let error = match self.client.list(model).await {
+                Ok(bytes) => break Listing::read(&bytes)?,
+                Err(error) => error,
+            };
+            // Sooner than another try.
+            if error.is_temporary()
+                && let Ok(path) = self.find(model).await
+            {
+                tracing::warn!(%model, %error, path = %path.display(), "the hub is away; what its cache has of the model is used");
+                return Ok(path);
             }
-            Err(error) => return Err(error),
+            self.wait(&mut tries, error).await?;
         };
-        let wanted = listing.wanted(model.file())?;
+        let mut wanted = listing.wanted(model.file())?;
         let snapshot = self.cache.repository(model).join("snapshots").join(&listing.sha);
         // Weights come last, so that whoever finds them finds all.
-        for files in [&wanted.beside, &wanted.weights] {
-            let files = stream::iter(files.iter().copied().map(Ok));
-            files.try_for_each_concurrent(PARALLELISM, |file| self.bring_file(model, &listing.sha, file)).await?;
+        self.bring_all(model, &listing, &wanted.beside).await?;
+        if wanted.sharded {
+            let folder = snapshot.clone();
+            wanted.weights.extend(listing.shards(&blocking(OPERATION, move || Ok(shards(&folder))).await?)?);
         }
+        self.bring_all(model, &listing, &wanted.weights).await?;
         if !is_commit(model.revision()) {
             let (cache, model, commit) = (self.cache.clone(), model.clone(), listing.sha.clone());
             blocking(OPERATION, move || write_ref(&cache, &model, &commit)).await?;
@@ -201,6 +205,11 @@ impl Hub {
         })
     }
 
+    async fn bring_all(&self, model: &HubModel, listing: &Listing, files: &[&File]) -> Result<()> {
+        let files = stream::iter(files.iter().copied().map(Ok));
+        files.try_for_each_concurrent(PARALLELISM, |file| self.bring_file(model, &listing.sha, file)).await
+    }
+
     /// Brings one file into the cache and the snapshot.
     async fn bring_file(&self, model: &HubModel, commit: &str, file: &File) -> Result<()> {
         let name = file.rfilename.as_str();
@@ -209,7 +218,15 @@ impl Hub {
             let url = self.client.resolve(model, commit, name.as_str());
             let (digest, size) = match file.promised()? {
                 Some(promised) => promised,
-                None => self.client.promised(&url, commit).await?,
+                None => {
+                    let mut tries = 0;
+                    loop {
+                        match self.client.promised(&url, commit).await {
+                            Ok(promised) => break promised,
+                            Err(error) => self.wait(&mut tries, error).await?,
+                        }
+                    }
+                }
             };
             let blob = Blob { url, digest, size };
             let repository = self.cache.repository(model);
@@ -253,10 +270,13 @@ impl Promised {
     }
 }
 
-/// An address without what may be a secret: signed links carry their signature in the query.
+/// An address without what may be a secret: signed links carry their signature in the query, mirrors ask for a password before their name.
 fn shown(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
+    // An address with a host takes both.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
     url.to_string()
 }
 
@@ -296,5 +316,14 @@ mod tests {
         assert_eq!(url.as_str(), "https://mirror.example/hf/org/name/resolve/main/a%20b%231.gguf");
         assert!(hub(&[("HF_ENDPOINT", "mirror")]).is_err() && hub(&[("HF_ENDPOINT", "file:///x")]).is_err());
         assert!(!format!("{plain:?}").contains("hf_kept"));
+        let closed = hub(&[("HF_ENDPOINT", "https://baker:flour@mirror.example/hf")]).unwrap();
+        let url = closed.client.resolve(&model, "main", "a.gguf");
+        assert_eq!(url.password(), Some("flour"));
+        assert_eq!(shown(&url), "https://mirror.example/hf/org/name/resolve/main/a.gguf");
+        assert!(!format!("{closed:?}").contains("flour"));
+        for bad in ["ftp://baker:flour@mirror.example", "baker:flour@mirror.example"] {
+            let error = format!("{:?}", hub(&[("HF_ENDPOINT", bad)]).unwrap_err());
+            assert!(error.contains("mirror.example") && !error.contains("flour"), "{error}");
+        }
     }
 }

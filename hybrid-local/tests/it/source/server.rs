@@ -31,6 +31,8 @@ pub(super) struct Site {
     pub(super) altered: BTreeMap<String, Vec<u8>>,
     /// What happens to the bodies of files, one after the other; then nothing does.
     pub(super) faults: Vec<Fault>,
+    /// Requests by these methods, one after the other, find the hub out of order.
+    pub(super) away: Vec<Method>,
     /// Whether parts of files are refused.
     pub(super) whole_only: bool,
     /// Whether the listing says nothing but names.
@@ -123,6 +125,10 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         let error =
             head(status).header("x-error-code", code).header("x-error-message", "no").header("retry-after", "7");
         return error.body(Body::empty()).unwrap();
+    }
+    if site.away.first() == Some(&method) {
+        site.away.remove(0);
+        return head(503).body(Body::empty()).unwrap();
     }
     let stored = path.strip_prefix("/stored/");
     if stored.is_none() && site.token.is_some() && token != site.token {
