@@ -100,6 +100,8 @@ impl PlanVariant {
 /// - Each has a folder of its own below [`TrainRun::scratch`], with its own checkpoints: `plans/<name>/`. One that has finished is not trained again: a run that is
 ///   made again, after a crash or a cancellation, goes on with the plan that it was at, as far as that plan's trainer is
 ///   [resumable](TrainerProfile::resumable). Files that have changed since, another plan and another trainer's work are trained anew.
+/// - What has finished stands for what its plan named then: a hub's branch that has moved since, a folder with other files in it and another device train nothing
+///   anew. Name a commit, or begin in another scratch folder.
 /// - A plan that cannot be carried out (its base is missing, it does not fit into memory, its loss leaves the finite) fails alone. What
 ///   concerns all (a store that is away, a full disk, a cancellation) ends the run.
 /// - Progress is each trainer's own; with several plans a stage carries the plan's name and number, as `train small (1 of 3)`.
