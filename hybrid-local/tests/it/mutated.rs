@@ -63,6 +63,9 @@ impl Draws {
 
     /// Changes something within the first `head` bytes.
     fn mutate(&mut self, bytes: &mut Vec<u8>, head: usize) {
+        if bytes.is_empty() {
+            return;
+        }
         let at = self.below(head.min(bytes.len()));
         let length = (1 + self.below(40)).min(bytes.len() - at);
         match self.below(8) {
