@@ -17,9 +17,12 @@
 //!   else (a backend that is away, a policy that forbids it) ends the attempt.
 //! - **What is left.** The answers to rows are removed once their file is durable; of `embed` a count for each step stays, of `summarise` the summaries
 //!   that the last was made of.
+//!
+//! A handler of one's own goes through a file the same way with [`Lines`] and [`Steps`].
 
 mod embed;
 mod enrich;
+mod lines;
 mod rows;
 mod steps;
 mod summarise;
@@ -29,6 +32,8 @@ use hybrid_core::{CallContext, DataPolicy, Result, Usage};
 
 pub use embed::{EmbedJob, EmbedRows, Embedded, RowFailure};
 pub use enrich::{Enrich, EnrichJob, Enriched};
+pub use lines::{Line, Lines};
+pub use steps::Steps;
 pub use summarise::{Summarise, SummariseJob, Summarised};
 pub use template::Template;
 

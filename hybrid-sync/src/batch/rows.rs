@@ -1,10 +1,9 @@
 //! The rows of a job's file.
 
-use bytes::{Bytes, BytesMut};
-use futures_util::TryStreamExt;
-use hybrid_core::{BoxStream, Error, Files, Result, StoredFile};
+use hybrid_core::{Error, Files, Result, StoredFile};
 use serde_json::{Map, Value};
 
+use super::{Line, Lines};
 use crate::worker::JobContext;
 
 const OPERATION: &str = "read rows";
@@ -52,8 +51,7 @@ impl Input {
     }
 
     pub(super) fn rows(&self, cx: &JobContext) -> Rows {
-        let parts = self.files.read(&cx.job.tenant, &self.file);
-        Rows { parts, max_line: self.max_line, buffer: BytesMut::new(), searched: 0, line: 0, ended: false }
+        Rows(Lines::new(self.files.read(&cx.job.tenant, &self.file), self.max_line))
     }
 
     /// Reads all rows, so that a line that is none is told before work has gone into others; answers with how many there are.
@@ -81,50 +79,17 @@ impl Input {
     }
 }
 
-/// The rows one after the other; a part of the file and a line are in memory.
-pub(super) struct Rows {
-    parts: BoxStream<'static, Result<Bytes>>,
-    max_line: usize,
-    buffer: BytesMut,
-    /// How many bytes of the buffer have no line's end in them.
-    searched: usize,
-    line: u64,
-    ended: bool,
-}
+/// The rows one after the other.
+pub(super) struct Rows(Lines);
 
 impl Rows {
     /// The next row; `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Row>> {
-        loop {
-            let end = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n').map(|at| self.searched + at);
-            let line = match end {
-                Some(end) => {
-                    let line = self.buffer.split_to(end + 1);
-                    self.searched = 0;
-                    line
-                }
-                None if self.ended && self.buffer.is_empty() => return Ok(None),
-                None if self.ended => self.buffer.split(),
-                None => {
-                    self.searched = self.buffer.len();
-                    self.fits(self.buffer.len())?;
-                    match self.parts.try_next().await? {
-                        Some(part) => self.buffer.extend_from_slice(&part),
-                        None => (self.ended, self.searched) = (true, 0),
-                    }
-                    continue;
-                }
-            };
-            self.fits(line.len())?;
-            self.line += 1;
-            if line.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            let fields = serde_json::from_slice(&line).map_err(|error| {
-                Error::invalid(OPERATION, "the line is no JSON object").with("line", self.line).with_source(error)
-            })?;
-            return Ok(Some(Row { line: self.line, fields, bytes: line.len() }));
-        }
+        let Some(Line { number, bytes }) = self.0.next().await? else { return Ok(None) };
+        let fields = serde_json::from_slice(&bytes).map_err(|error| {
+            Error::invalid(OPERATION, "the line is no JSON object").with("line", number).with_source(error)
+        })?;
+        Ok(Some(Row { line: number, fields, bytes: bytes.len() }))
     }
 
     /// The next rows: `most` of them, or fewer if these have enough bytes for a step, or there are no more.
@@ -145,12 +110,5 @@ impl Rows {
             self.next().await?;
         }
         Ok(())
-    }
-
-    fn fits(&self, length: usize) -> Result<()> {
-        if length <= self.max_line {
-            return Ok(());
-        }
-        Err(Error::invalid(OPERATION, "the line is too long").with("line", self.line + 1).with("limit", self.max_line))
     }
 }

@@ -11,9 +11,11 @@ use crate::worker::JobContext;
 /// How many effects are removed at once.
 const REMOVALS: usize = 16;
 
-/// The effects of a job's steps, `t/<tenant>/jobs/<id>/steps/<number, 20 digits>`: whatever is at a number stays, and whoever comes later takes it for its own.
+/// What a job has done so far.
+///
+/// The effects of its steps are `t/<tenant>/jobs/<id>/steps/<number, 20 digits>`: whatever is at a number stays, and whoever comes later takes it for its own.
 #[derive(Debug)]
-pub(super) struct Steps<'a> {
+pub struct Steps<'a> {
     cx: &'a JobContext,
     prefix: String,
     done: BTreeMap<u64, Key>,
@@ -21,7 +23,10 @@ pub(super) struct Steps<'a> {
 
 impl<'a> Steps<'a> {
     /// What earlier attempts have left.
-    pub(super) async fn open(cx: &'a JobContext) -> Result<Self> {
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn open(cx: &'a JobContext) -> Result<Self> {
         let prefix = format!("{}/", cx.effect_key("steps")?);
         let found = cx.store.list_all(&prefix).await?;
         let number = |key: &Key| key.as_str().strip_prefix(&prefix)?.parse::<u64>().ok();
@@ -30,7 +35,10 @@ impl<'a> Steps<'a> {
     }
 
     /// What step `number` has made, if it is done.
-    pub(super) async fn get(&self, number: u64) -> Result<Option<Bytes>> {
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn get(&self, number: u64) -> Result<Option<Bytes>> {
         match self.done.get(&number) {
             Some(key) => self.cx.store.get(key).await.map(Some),
             None => Ok(None),
@@ -38,7 +46,10 @@ impl<'a> Steps<'a> {
     }
 
     /// Makes `bytes` what step `number` has made, unless another attempt was first: then what that made.
-    pub(super) async fn put(&mut self, number: u64, bytes: Bytes) -> Result<Bytes> {
+    ///
+    /// # Errors
+    /// [`TooLarge`](ErrorKind::TooLarge) for more than an object holds; those of the store.
+    pub async fn put(&mut self, number: u64, bytes: Bytes) -> Result<Bytes> {
         let key = Key::new(format!("{}{number:020}", self.prefix))?;
         let made = match self.cx.store.create(&key, bytes.clone()).await {
             Ok(()) => bytes,
@@ -49,10 +60,20 @@ impl<'a> Steps<'a> {
         Ok(made)
     }
 
-    /// Removes them all, once what they were for is durable.
-    pub(super) async fn clear(self) -> Result<()> {
+    /// Removes them all, once what they were for is durable. Where this worker may not delete, they stay, and a warning says so: the job is done.
+    ///
+    /// # Errors
+    /// Those of the store, but for [`PermissionDenied`](ErrorKind::PermissionDenied).
+    pub async fn clear(self) -> Result<()> {
         let store = &self.cx.store;
         let keys = stream::iter(self.done.into_values().map(Ok::<_, Error>));
-        keys.try_for_each_concurrent(REMOVALS, async |key| store.delete(&key).await).await
+        let cleared = keys.try_for_each_concurrent(REMOVALS, async |key| store.delete(&key).await).await;
+        match cleared {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                tracing::warn!(%error, prefix = self.prefix, "the steps of a job that is done stay: let the worker delete them");
+                Ok(())
+            }
+            cleared => cleared,
+        }
     }
 }

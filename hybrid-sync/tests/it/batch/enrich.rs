@@ -1,5 +1,6 @@
+use bytes::Bytes;
 use hybrid_core::{
-    Error, ErrorKind,
+    Error, ErrorKind, Key, ListOptions, ObjectMeta, ReadOptions,
     task::{Chat, ChatRequest, ChatResponse, Message, ResponseFormat},
 };
 use hybrid_sync::batch::{BatchOptions, Enrich, EnrichJob, Enriched};
@@ -150,6 +151,48 @@ async fn rows_as_long_as_may_be_have_their_answers_and_a_job_that_lacks_its_resu
     job::submit(&site.queue, &site.store, &job).await.unwrap();
     let again = site.run(&job, |builder| builder.handler(Enrich::new(clerk.clone(), wide))).await;
     assert_eq!((again.output::<Enriched>().unwrap(), clerk.asked()), (made, 18));
+}
+
+/// A store that lets nobody delete, as the bucket of a worker whose role may not.
+#[derive(Debug)]
+struct Kept(MemoryStore);
+
+#[async_trait]
+impl ArtifactStore for Kept {
+    async fn create(&self, key: &Key, bytes: Bytes) -> Result<()> {
+        self.0.create(key, bytes).await
+    }
+
+    async fn read(&self, key: &Key, options: ReadOptions) -> Result<Bytes> {
+        self.0.read(key, options).await
+    }
+
+    async fn head(&self, key: &Key) -> Result<ObjectMeta> {
+        self.0.head(key).await
+    }
+
+    fn list(&self, prefix: &str, options: ListOptions) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.0.list(prefix, options)
+    }
+
+    async fn delete(&self, _: &Key) -> Result<()> {
+        Err(Error::new(ErrorKind::PermissionDenied, "delete object", "the role may not"))
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_is_done_does_not_fail_for_steps_that_stay() {
+    let site = Site::new();
+    let job = site.order("enrich", job(), &rows(5)).await;
+    let builder = Worker::builder(Arc::new(site.queue.clone()), Arc::new(Kept(site.store.clone())));
+    let builder = builder.clock(Arc::new(site.clock.clone())).handler(Enrich::new(counting(), options()));
+    let (worker, cancel) = (builder.build().unwrap(), Cancellation::new());
+    let token = cancel.clone();
+    let running = Running { cancel, task: tokio::spawn(async move { worker.run(token).await }) };
+    site.advance(5).await;
+    running.stop().await;
+    let made: Enriched = site.result(&job).await.output().unwrap();
+    assert_eq!((made.rows, made.failed), (5, 0));
 }
 
 #[tokio::test]
