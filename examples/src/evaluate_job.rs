@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use hybrid_core::{ArtifactStoreExt, ChannelName, Digest, Document, Error, Key, ModelName, Result, VerdictRecord};
+use hybrid_core::{ChannelName, Digest, Error, Key, ModelName, Result, VerdictRecord};
 use hybrid_local::DeviceChoice;
 use hybrid_sync::{
     registry::Trust,
@@ -12,7 +12,7 @@ use hybrid_sync::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    judging::{GoldenRef, Judging},
+    judging::{GoldenRef, Judging, keep_report},
     models::Models,
     serving::{Channels, Serving},
     site::{Site, make_folder},
@@ -99,12 +99,8 @@ impl JobHandler for EvaluateHandler {
             candidates: 1,
             plan: None,
         };
-        let report = judging.report(cx).await?;
-        let other = incumbent.as_ref().map_or_else(|| "nothing".to_owned(), |incumbent| incumbent.digest.to_string());
-        let name = format!("reports/{asked}-against-{other}");
-        let key = cx.effect_key(&format!("{name}.json"))?;
-        cx.store.create_same(&key, report.encode()?).await?;
-        cx.store.create_same(&cx.effect_key(&format!("{name}.md"))?, report.to_markdown().into()).await?;
+        let against = incumbent.as_ref().map(|incumbent| incumbent.digest);
+        let (key, report) = keep_report(cx, asked, against, judging.report(cx)).await?;
         let Serving { digest: manifest, manifest: judged, .. } = &candidate;
         Ok(Evaluated { version: judged.version, manifest: *manifest, verdict: report.record(), report: key })
     }

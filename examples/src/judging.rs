@@ -4,11 +4,14 @@ use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use hybrid_core::{
-    ArtifactStore, ArtifactStoreExt, CallContext, Digest, InferenceBackend, Key, Progress, ProgressEvent, ProgressFn,
-    ReadOptions, Requirements, Result, Task, TenantId,
+    ArtifactStore, ArtifactStoreExt, CallContext, Digest, Document, ErrorKind, InferenceBackend, Key, Progress,
+    ProgressEvent, ProgressFn, ReadOptions, Requirements, Result, Task, TenantId,
 };
-use hybrid_local::evaluation::{
-    ChatLabelScorer, Contender, Evaluator, EvaluatorOptions, GoldenSet, LabelScorer, Report, Scorer, TextScorer,
+use hybrid_local::{
+    evaluation::{
+        ChatLabelScorer, Contender, Evaluator, EvaluatorOptions, GoldenSet, LabelScorer, Report, Scorer, TextScorer,
+    },
+    plan_set::PlanTable,
 };
 use hybrid_sync::worker::JobContext;
 use serde::{Deserialize, Serialize};
@@ -45,6 +48,61 @@ pub async fn store_golden(store: &dyn ArtifactStore, tenant: &TenantId, file: &P
     let key = Key::new(format!("t/{tenant}/golden/{digest}.jsonl"))?;
     store.create_same(&key, bytes).await?;
     Ok(GoldenRef { key, digest })
+}
+
+/// The report on a candidate against an incumbent, and its key: the one that an earlier attempt of the job has written counts, else the one that comes of `judging`.
+/// The same for people lies beside it, with `md` for `json`.
+///
+/// # Errors
+/// Those of the store and of `judging`; [`Corrupt`](ErrorKind::Corrupt) for an object that is no report.
+pub async fn keep_report(
+    cx: &JobContext,
+    candidate: Digest,
+    incumbent: Option<Digest>,
+    judging: impl Future<Output = Result<Report>>,
+) -> Result<(Key, Report)> {
+    let name = format!("reports/{candidate}-against-{}", or_nothing(incumbent));
+    let key = cx.effect_key(&format!("{name}.json"))?;
+    let report = match cx.store.get(&key).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => first(cx, &key, &judging.await?).await?,
+        found => Report::decode(&found?).map_err(|error| error.with("key", &key))?,
+    };
+    for_people(cx, &name, report.to_markdown()).await?;
+    Ok((key, report))
+}
+
+/// Makes `table` the one that the first attempt has made of its plans against this incumbent, and answers its key.
+///
+/// # Errors
+/// As [`keep_report`].
+pub async fn keep_table(cx: &JobContext, incumbent: Option<Digest>, table: &mut PlanTable) -> Result<Key> {
+    let name = format!("plans/against-{}", or_nothing(incumbent));
+    let key = cx.effect_key(&format!("{name}.json"))?;
+    *table = first(cx, &key, table).await?;
+    for_people(cx, &name, table.to_markdown()).await?;
+    Ok(key)
+}
+
+/// Creates a document, or answers with the one that an earlier attempt has created: that is the one that counts.
+async fn first<D: Document + Sync>(cx: &JobContext, key: &Key, document: &D) -> Result<D> {
+    let bytes = document.encode()?;
+    let written = match cx.store.create(key, bytes.clone()).await {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => cx.store.get(key).await?,
+        created => created.map(|()| bytes)?,
+    };
+    D::decode(&written).map_err(|error| error.with("key", key))
+}
+
+/// Leaves the same as Markdown beside it.
+async fn for_people(cx: &JobContext, name: &str, page: String) -> Result<()> {
+    match cx.store.create(&cx.effect_key(&format!("{name}.md"))?, page.into()).await {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn or_nothing(incumbent: Option<Digest>) -> String {
+    incumbent.map_or_else(|| "nothing".to_owned(), |digest| digest.to_string())
 }
 
 /// What is judged.

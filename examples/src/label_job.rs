@@ -3,18 +3,19 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
-use futures_util::TryStreamExt;
+use bytes::Bytes;
 use hybrid_core::{
-    ArtifactStoreExt, CallContext, ChannelName, Digest, Document, Error, ErrorKind, FileUpload, Files, ModelName,
-    NewFile, Result, task::ClassifyRequest,
+    ArtifactStoreExt, CallContext, ChannelName, Digest, Document, Error, ErrorKind, Files, ModelName, NewFile,
+    ProgressEvent, Result,
+    task::{Classification, ClassifyRequest},
 };
 use hybrid_local::DeviceChoice;
 use hybrid_sync::{
+    batch::{Line, Lines, Steps},
     registry::Trust,
-    worker::{JobContext, JobHandler},
+    worker::{JobContext, JobHandler, Resource},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use crate::{
     models::Models,
@@ -22,8 +23,11 @@ use crate::{
     site::{Site, make_folder},
 };
 
-/// Messages that are labelled at once.
+const OPERATION: &str = "label messages";
+/// Messages that are labelled at once, and become one effect: how many a crash costs at most.
 const BATCH: usize = 256;
+/// So many bytes of them are enough: the answers repeat them, and have to fit into an object.
+const BATCH_BYTES: usize = 2 << 20;
 /// The longest message, in bytes.
 const LINE_BYTES: usize = 64 * 1024;
 
@@ -44,6 +48,14 @@ pub struct Labelled {
     pub version: u64,
     /// How many messages have which label.
     pub labels: BTreeMap<String, u64>,
+}
+
+/// A line of the file of answers.
+#[derive(Debug, Serialize, Deserialize)]
+struct Answer {
+    text: String,
+    label: String,
+    confidence: f32,
 }
 
 /// The version that labels for a job: its first effect, so that every attempt labels with the same, whatever comes into service meanwhile.
@@ -84,8 +96,8 @@ impl LabelHandler {
         let fixed = match cx.store.get(&key).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let in_service = self.channels.in_service(&channel).await?;
-                let manifest = in_service
-                    .ok_or_else(|| Error::invalid("label messages", "no version of this model is in service"))?;
+                let manifest =
+                    in_service.ok_or_else(|| Error::invalid(OPERATION, "no version of this model is in service"))?;
                 match cx.store.create(&key, FixedVersion { manifest }.encode()?).await {
                     Ok(()) => return Ok(manifest),
                     Err(error) if error.kind() == ErrorKind::AlreadyExists => cx.store.get(&key).await?,
@@ -100,7 +112,7 @@ impl LabelHandler {
             return Ok(manifest);
         }
         let message = "the version that the job was begun with was never in service";
-        Err(Error::untrusted("label messages", message).with("key", key).with("manifest", manifest))
+        Err(Error::untrusted(OPERATION, message).with("key", key).with("manifest", manifest))
     }
 }
 
@@ -110,85 +122,113 @@ impl JobHandler for LabelHandler {
     type Payload = LabelJob;
     type Output = Labelled;
 
+    fn resource(&self) -> Resource {
+        Resource::Accelerator
+    }
+
     async fn run(&self, cx: &JobContext, LabelJob { model }: LabelJob) -> Result<Labelled> {
-        let refuse = |message: &'static str| Error::invalid("label messages", message);
+        let refuse = |message: &'static str| Error::invalid(OPERATION, message);
         let files = Files::new(Arc::clone(&cx.store), Arc::clone(&cx.clock));
         let input = cx.job.input.ok_or_else(|| refuse("the order names no input_file_id"))?;
         let input = files.get(&cx.job.tenant, input).await?.ok_or_else(|| refuse("the file is there no more"))?;
         let version = self.version(cx, model).await?;
         let serving = Serving::load(cx, version, &self.trust, &self.cache, &self.models).await?;
-
-        let mut answers = Answers {
-            call: cx.call()?,
-            upload: files.upload(&cx.job.tenant, cx.output_file()),
-            serving,
-            waiting: Vec::new(),
+        let name = cx.output_file();
+        let mut labelled = Labelled {
+            output_file_id: format!("file-{name}"),
+            version: serving.manifest.version,
             labels: BTreeMap::new(),
         };
-        let (mut parts, mut rest) = (files.read(&cx.job.tenant, &input), Vec::new());
-        while let Some(part) = parts.try_next().await? {
-            rest.extend_from_slice(&part);
-            let mut lines = rest.split(|&byte| byte == b'\n').peekable();
-            let mut end = Vec::new();
-            while let Some(line) = lines.next() {
-                match lines.peek() {
-                    Some(_) => answers.add(line).await?,
-                    // It goes on in the next part.
-                    None => end = line.to_vec(),
-                }
+        let mut steps = Steps::open(cx).await?;
+        if let Some(file) = files.get(&cx.job.tenant, name).await? {
+            // An earlier attempt came to the end, but for its result.
+            let mut lines = Lines::new(files.read(&cx.job.tenant, &file), usize::MAX);
+            while let Some(line) = lines.next().await? {
+                labelled.add(&line.bytes)?;
             }
-            if end.len() > LINE_BYTES {
-                return Err(refuse("a line has more than 64 KiB"));
-            }
-            rest = end;
+            steps.clear().await?;
+            return Ok(labelled);
         }
-        answers.add(&rest).await?;
-        answers.finish(format!("{}.labels.jsonl", input.name)).await
+
+        let call = cx.call()?;
+        let mut upload = files.upload(&cx.job.tenant, name);
+        let lines = Lines::new(files.read(&cx.job.tenant, &input), LINE_BYTES);
+        let (mut messages, mut done) = (Messages { lines, read: 0, waiting: Vec::new() }, 0);
+        loop {
+            cx.progress.report(ProgressEvent::new(Self::KIND, messages.read, input.bytes, "bytes"));
+            messages.read(BATCH, BATCH_BYTES).await?;
+            let answers = match steps.get(done).await? {
+                Some(answers) => answers,
+                None if messages.waiting.is_empty() => break,
+                None => steps.put(done, label(&serving, &call, &messages.waiting).await?).await?,
+            };
+            let count = labelled.add(&answers)?;
+            // Another attempt may have taken more at once, or fewer.
+            messages.read(count, usize::MAX).await?;
+            messages.waiting.drain(..count.min(messages.waiting.len()));
+            done += count as u64;
+            upload.write(answers).await?;
+        }
+        upload.finish(NewFile::new(format!("{}.labels.jsonl", input.name), "batch_output")).await?;
+        steps.clear().await?;
+        Ok(labelled)
     }
 }
 
-/// The answers on their way into a file.
-struct Answers {
-    call: CallContext,
-    serving: Serving,
-    upload: FileUpload,
+impl Labelled {
+    /// Counts lines of answers; answers with how many there are.
+    fn add(&mut self, answers: &[u8]) -> Result<usize> {
+        let mut count = 0;
+        for line in answers.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let Answer { label, .. } = serde_json::from_slice(line).map_err(|error| {
+                Error::corrupt(OPERATION, "an answer of an earlier attempt is damaged").with_source(error)
+            })?;
+            *self.labels.entry(label).or_default() += 1;
+            count += 1;
+        }
+        if count == 0 {
+            return Err(Error::corrupt(OPERATION, "a step of an earlier attempt has no answers"));
+        }
+        Ok(count)
+    }
+}
+
+/// The messages of a file that wait for their labels.
+struct Messages {
+    lines: Lines,
+    /// How many bytes of the file are read.
+    read: u64,
     waiting: Vec<String>,
-    labels: BTreeMap<String, u64>,
 }
 
-impl Answers {
-    async fn add(&mut self, line: &[u8]) -> Result<()> {
-        let refuse = |message: &'static str| Error::invalid("label messages", message);
-        if line.len() > LINE_BYTES {
-            return Err(refuse("a line has more than 64 KiB").with("bytes", line.len()));
+impl Messages {
+    /// Reads until so many wait, or so many bytes of them, or there are no more.
+    async fn read(&mut self, count: usize, budget: usize) -> Result<()> {
+        let mut held: usize = self.waiting.iter().map(String::len).sum();
+        while self.waiting.len() < count
+            && held < budget
+            && let Some(Line { number, bytes }) = self.lines.next().await?
+        {
+            self.read += bytes.len() as u64;
+            let text = std::str::from_utf8(&bytes).map_err(|error| {
+                Error::invalid(OPERATION, "the line is not UTF-8").with("line", number).with_source(error)
+            })?;
+            held += text.trim().len();
+            self.waiting.extend(Some(text.trim().to_owned()).filter(|text| !text.is_empty()));
         }
-        let text = std::str::from_utf8(line).map_err(|error| refuse("a line is not UTF-8").with_source(error))?.trim();
-        if !text.is_empty() {
-            self.waiting.push(text.to_owned());
-        }
-        if self.waiting.len() == BATCH { self.label().await } else { Ok(()) }
+        Ok(())
     }
+}
 
-    async fn label(&mut self) -> Result<()> {
-        if self.waiting.is_empty() {
-            return Ok(());
-        }
-        let texts = std::mem::take(&mut self.waiting);
-        let request = ClassifyRequest { inputs: texts.clone(), ..ClassifyRequest::default() };
-        let reply = self.serving.backend.classifier()?.infer(&self.call, request).await?;
-        let mut lines = String::new();
-        for (text, result) in texts.iter().zip(reply.response.results) {
-            *self.labels.entry(result.label.clone()).or_default() += 1;
-            let answer = json!({ "text": text, "label": result.label, "confidence": result.confidence });
-            lines += &format!("{answer}\n");
-        }
-        self.upload.write(lines.into()).await
+/// The answers to messages, one on each line.
+async fn label(serving: &Serving, call: &CallContext, messages: &[String]) -> Result<Bytes> {
+    let reply = serving.backend.classifier()?.infer(call, ClassifyRequest::many(messages)).await?;
+    let mut lines = Vec::new();
+    for (text, Classification { label, confidence, .. }) in messages.iter().zip(reply.response.results) {
+        let answer = Answer { text: text.clone(), label, confidence };
+        serde_json::to_writer(&mut lines, &answer)
+            .map_err(|error| Error::internal(OPERATION, "the answer cannot be written").with_source(error))?;
+        lines.push(b'\n');
     }
-
-    async fn finish(mut self, name: String) -> Result<Labelled> {
-        self.label().await?;
-        let file = self.upload.finish(NewFile::new(name, "batch_output")).await?;
-        let version = self.serving.manifest.version;
-        Ok(Labelled { output_file_id: format!("file-{}", file.id), version, labels: self.labels })
-    }
+    Ok(lines.into())
 }

@@ -13,8 +13,8 @@ use std::{
 
 use async_trait::async_trait;
 use hybrid_core::{
-    ArtifactStore, ArtifactStoreExt, ChannelName, DatasetRef, Digest, Document, Error, ErrorKind, Key, ModelName,
-    Result, TrainPlan, TrainRun, Verdict, VerdictRecord,
+    ArtifactStoreExt, ChannelName, DatasetRef, Digest, Document, Error, Key, ModelName, Result, TrainPlan, TrainRun,
+    Verdict, VerdictRecord,
 };
 use hybrid_local::{
     DeviceChoice,
@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     aside::Aside,
-    judging::{GoldenRef, Judging},
+    judging::{GoldenRef, Judging, keep_report, keep_table},
     models::Models,
     quickstart::summary::VersionRow,
     serving::{ChannelId, Channels, Serving, registry_of},
@@ -284,16 +284,8 @@ impl TrainHandler {
         trained: &TrainedPlan,
         incumbent: Option<&Serving>,
     ) -> Result<(Key, Report)> {
-        let name = format!("reports/{}-against-{}", trained.weights, or_nothing(incumbent.map(|it| it.digest)));
-        let key = cx.effect_key(&format!("{name}.json"))?;
-        let report = match cx.store.get(&key).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                first(cx, &key, &self.evaluate(cx, job, trained, incumbent).await?).await?
-            }
-            found => Report::decode(&found?).map_err(|error| error.with("key", &key))?,
-        };
-        for_people(cx, &name, report.to_markdown()).await?;
-        Ok((key, report))
+        let against = incumbent.map(|incumbent| incumbent.digest);
+        keep_report(cx, trained.weights, against, self.evaluate(cx, job, trained, incumbent)).await
     }
 
     /// Measures a candidate before it has a manifest of its own.
@@ -426,35 +418,4 @@ fn kept(job: &TrainJob, verdict: VerdictRecord, report: Key, weights: Digest, ch
 
 fn channel_of(job: &TrainJob) -> ChannelId {
     (job.plan.model.clone(), job.channel.clone())
-}
-
-/// Makes `table` the one that the first attempt has made of these plans against this incumbent, and answers its key.
-async fn keep_table(cx: &JobContext, incumbent: Option<Digest>, table: &mut PlanTable) -> Result<Key> {
-    let name = format!("plans/against-{}", or_nothing(incumbent));
-    let key = cx.effect_key(&format!("{name}.json"))?;
-    *table = first(cx, &key, table).await?;
-    for_people(cx, &name, table.to_markdown()).await?;
-    Ok(key)
-}
-
-/// Creates a document, or answers with the one that an earlier attempt has created: that is the one that counts.
-async fn first<D: Document + Sync>(cx: &JobContext, key: &Key, document: &D) -> Result<D> {
-    let bytes = document.encode()?;
-    let written = match cx.store.create(key, bytes.clone()).await {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => cx.store.get(key).await?,
-        created => created.map(|()| bytes)?,
-    };
-    D::decode(&written).map_err(|error| error.with("key", key))
-}
-
-/// Leaves the same as Markdown beside it.
-async fn for_people(cx: &JobContext, name: &str, page: String) -> Result<()> {
-    match cx.store.create(&cx.effect_key(&format!("{name}.md"))?, page.into()).await {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn or_nothing(incumbent: Option<Digest>) -> String {
-    incumbent.map_or_else(|| "nothing".to_owned(), |digest| digest.to_string())
 }

@@ -12,15 +12,15 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use clap::Parser;
 use hybrid_core::{
-    ArtifactStore, CallContext, Cancellation, CandidateOutput, DatasetName, DatasetRef, Digest, Document, Error,
-    InferenceBackend, Lineage, Manifest, ModelLoader, ModelName, NoProgress, RequestId, Result, Segment, SystemClock,
-    TenantId, Timestamp, TrainPlan, TrainRun, Trainer, Verdict, WriterId, memory::MemoryStore, segment_key,
-    task::Classify,
+    ArtifactStore, CallContext, Cancellation, DatasetName, DatasetRef, Digest, Document, Error, InferenceBackend,
+    ModelName, NoProgress, RequestId, Result, Segment, SystemClock, TenantId, Timestamp, TrainPlan, TrainRun, Trainer,
+    Verdict, WriterId, memory::MemoryStore, segment_key, task::Classify,
 };
 use hybrid_examples::data::Decided;
 use hybrid_local::{
     Device, TextClassifierLoader, TextClassifierTrainer,
     evaluation::{Contender, Evaluator, EvaluatorOptions, GoldenSet, Report},
+    plan_set::{NamedPlan, PlanSet},
 };
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -38,12 +38,12 @@ struct Args {
 
 /// A version and what is known of it.
 struct Version {
-    digest: Digest,
+    weights: Digest,
     backend: Arc<dyn InferenceBackend<Classify>>,
 }
 
 struct Lab {
-    trainer: TextClassifierTrainer,
+    trainer: PlanSet,
     loader: TextClassifierLoader,
     golden: GoldenSet,
     evaluator: Evaluator<hybrid_local::evaluation::LabelScorer>,
@@ -59,7 +59,7 @@ async fn main() -> Result<()> {
         .map_err(|error| Error::invalid("read golden set", "the file cannot be read").with_source(error))?;
     let device = Device::cpu();
     let lab = Lab {
-        trainer: TextClassifierTrainer::new(device.clone()),
+        trainer: PlanSet::new([Arc::new(TextClassifierTrainer::new(device.clone())) as Arc<dyn Trainer>]),
         loader: TextClassifierLoader::new(device),
         golden: GoldenSet::from_jsonl("golden", golden)?,
         evaluator: Evaluator::classify(EvaluatorOptions::default())?,
@@ -121,9 +121,8 @@ impl Lab {
         let judgments = decided.iter().map(|one| one.judgment(Timestamp::UNIX_EPOCH)).collect();
         let key = segment_key(&tenant, &name, Timestamp::UNIX_EPOCH, &WriterId::new("seeds")?, 1)?;
         store.create(&key, Segment { judgments }.encode()?).await?;
-        let model = ModelName::new("bakery")?;
         let plan = TrainPlan {
-            model: model.clone(),
+            model: ModelName::new("bakery")?,
             method: "hashed-text".to_owned(),
             base: None,
             dataset: DatasetRef::fix(&*store, &tenant, &name).await?,
@@ -140,35 +139,14 @@ impl Lab {
             cancel: Cancellation::new(),
             clock,
         };
-        let candidate = self.trainer.train(&plan, &run).await?;
-        let CandidateOutput::Files(files) = &candidate.output else {
-            return Err(Error::internal("load candidate", "the classifier's candidate is not made of files"));
-        };
-        let folder = files.first().and_then(|file| file.path.parent()).unwrap_or(scratch.path());
-        let manifest = Manifest {
-            model,
-            version: number,
-            task: candidate.task.clone(),
-            architecture: candidate.architecture.clone(),
-            created: Timestamp::UNIX_EPOCH,
-            files: Vec::new(),
-            requirements: candidate.requirements.clone(),
-            lineage: Lineage {
-                dataset: plan.dataset.digest(),
-                plan,
-                examples: candidate.examples,
-                trainer: self.trainer.profile().name,
-                device: candidate.device.clone(),
-            },
-            verdict: None,
-            metadata: BTreeMap::new(),
-        };
-        let digest = Digest::of(&manifest.encode()?);
-        let backend = self.loader.load(&manifest, digest, folder).await?;
+        let trials = self.trainer.train(&[NamedPlan { name: "seed".to_owned(), plan }], &run).await?;
+        let trained = trials.trained.first();
+        let trained = trained.ok_or_else(|| Error::internal("train version", "the plan came to nothing"))?;
+        let backend = trained.load(&self.loader, number, Timestamp::UNIX_EPOCH).await?;
         let cx = CallContext::new(tenant, format!("seed-{seed}-{number}").parse::<RequestId>()?);
-        let against = incumbent.map(|version| (version.digest, &*version.backend));
+        let against = incumbent.map(|version| (version.weights, &*version.backend));
         let report =
             self.evaluator.evaluate(&cx, &self.golden, Contender::new(&*backend), against, &NoProgress).await?;
-        Ok((Version { digest, backend }, report))
+        Ok((Version { weights: trained.weights, backend }, report))
     }
 }

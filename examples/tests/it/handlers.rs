@@ -1,13 +1,17 @@
 //! What the kitchen's jobs keep when things change under them: between two attempts, two versions, two holders of a lease.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{
+    fmt,
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use hybrid_core::{
     ArtifactStore, ArtifactStoreExt, BoxStream, Cancellation, ChannelName, DatasetName, Document, Error, ErrorKind,
-    FileId, Files, JobKind, JudgmentSink, Key, ListOptions, ModelName, NewFile, NoProgress, ObjectMeta, ReadOptions,
-    Result, SystemIds, TenantId, Verdict, WriterId,
+    FileId, Files, JobKind, JudgmentSink, Key, ListOptions, ModelName, NewFile, NoProgress, ObjectMeta, ProgressEvent,
+    ProgressFn, ReadOptions, Result, SystemIds, TenantId, Verdict, WriterId,
     memory::{MemoryOutbox, MemoryQueue, MemoryQueueOptions},
 };
 use hybrid_examples::{
@@ -208,6 +212,34 @@ async fn a_label_job_that_is_begun_again_ends_with_the_version_it_was_begun_with
     let key = kitchen.context(&job).effect_key("version").unwrap();
     kitchen.site.store().create(&key, Bytes::from(forged)).await.unwrap();
     assert_eq!(kitchen.run_label(&job).await.unwrap_err().kind(), ErrorKind::Untrusted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_have_their_label_are_labelled_no_more_and_how_far_a_job_is_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let kitchen = Kitchen::open(folder.path()).await;
+    kitchen.hear("first.jsonl").await;
+    kitchen.learn().await;
+    let messages = "Are you open on Sundays?\n\n".repeat(700);
+    let job = kitchen.labelling(&messages).await;
+    // An earlier attempt has died in the midst, and took fewer at once.
+    let kept = "{\"text\":\"?\",\"label\":\"kept\",\"confidence\":1.0}\n".repeat(100);
+    let step = kitchen.context(&job).effect_key(&format!("steps/{:020}", 0)).unwrap();
+    kitchen.site.store().create(&step, Bytes::from(kept)).await.unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&seen);
+    let progress =
+        Arc::new(ProgressFn(move |event: ProgressEvent| told.lock().unwrap().push((event.done, event.total))));
+    let cx = JobContext { progress, ..kitchen.context(&job) };
+    let first = kitchen.label.run(&cx, LabelJob { model: bakery() }).await.unwrap();
+    assert_eq!((first.labels["kept"], first.labels.values().sum::<u64>()), (100, 700));
+    let total = messages.len() as u64;
+    let seen = seen.lock().unwrap().clone();
+    assert!(seen.len() >= 4 && seen.is_sorted() && seen.iter().all(|(_, all)| *all == Some(total)), "{seen:?}");
+    assert_eq!((seen[0].0, seen[seen.len() - 1].0), (0, total));
+    // It dies before its result is written.
+    assert_eq!(kitchen.run_label(&job).await.unwrap(), first);
+    assert!(!kitchen.site.store().exists(&step).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,12 +7,14 @@ use std::{
     time::Duration,
 };
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use hybrid_core::{
     Clock, DatasetName, ErrorKind, JobKind, JobOrder, JobQueue, JobQueueExt, Jobs, Judgment, JudgmentId, JudgmentSink,
     ModelName, ReceiveOptions, SystemClock, SystemIds, TenantId, WriterId, memory::MemoryOutbox,
 };
-use hybrid_examples::{judging::store_golden, kitchen, locations::Locations, order, site::Site};
+use hybrid_examples::{
+    judging::store_golden, kitchen, locations::Locations, order, site::Site, telemetry::TelemetryArgs,
+};
 use hybrid_local::{SqliteQueue, SqliteQueueOptions};
 use hybrid_sync::{
     capture::{Capture, CaptureOptions},
@@ -164,6 +166,12 @@ fn the_service_starts_a_kitchen_with_what_its_environment_file_says() {
     };
     let kitchen = kitchen::Args::try_parse_from(start.split_whitespace().map(value)).unwrap();
     assert!(kitchen.locations.artifacts.is_some() && kitchen.locations.queue.is_some());
+    // What else it takes from its environment stands there too.
+    for command in [kitchen::Args::command(), TelemetryArgs::command()] {
+        for name in command.get_arguments().filter_map(|argument| argument.get_env()?.to_str()) {
+            assert!(environment.contains(&format!("\n#{name}=")), "{name} is in no file");
+        }
+    }
 }
 
 #[test]

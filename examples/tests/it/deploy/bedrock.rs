@@ -143,7 +143,7 @@ async fn a_version_of_the_kitchens_is_imported_into_bedrock_and_served_each_unde
     storefront.stop();
 
     let decided = stack.gate.decided();
-    // What was imported may be deleted, and the kitchen deletes nothing: the bucket forgets it by itself.
+    // What was imported may be deleted, and the kitchen deletes none of it: the bucket forgets it by itself.
     let kept = |decided: &&Decided| decided.action == "s3:DeleteObject" && decided.resource.contains("/exports/");
     let refused: Vec<_> = decided.iter().filter(|one| !one.allowed && !kept(one)).collect();
     assert!(refused.is_empty(), "{refused:#?}");

@@ -237,6 +237,7 @@ async fn no_more_than_its_part(stack: &Stack) {
         ("t/a/files/index/x", "sk", "sk", "s"),
         (&format!("t/a/jobs/{id}/job"), "sk", "sk", ""),
         (&format!("t/a/jobs/{id}/result"), "k", "sk", ""),
+        (&format!("t/a/jobs/{id}/steps/0"), "k", "sk", "k"),
         ("t/a/budget/2026-03-01/x", "s", "sk", ""),
         ("t/a/golden/x", "k", "k", ""),
         ("audit/storefront-1/x", "s", "sk", ""),
