@@ -154,8 +154,9 @@ impl JobHandler for LabelHandler {
         let mut upload = files.upload(&cx.job.tenant, name);
         let lines = Lines::new(files.read(&cx.job.tenant, &input), LINE_BYTES);
         let (mut messages, mut done) = (Messages { lines, read: 0, waiting: Vec::new() }, 0);
+        let report = |read: u64| cx.progress.report(ProgressEvent::new(Self::KIND, read, input.bytes, "bytes"));
         loop {
-            cx.progress.report(ProgressEvent::new(Self::KIND, messages.read, input.bytes, "bytes"));
+            report(messages.read);
             messages.read(BATCH, BATCH_BYTES).await?;
             let answers = match steps.get(done).await? {
                 Some(answers) => answers,
@@ -169,6 +170,7 @@ impl JobHandler for LabelHandler {
             done += count as u64;
             upload.write(answers).await?;
         }
+        report(input.bytes);
         upload.finish(NewFile::new(format!("{}.labels.jsonl", input.name), "batch_output")).await?;
         steps.clear().await?;
         Ok(labelled)
@@ -196,7 +198,7 @@ impl Labelled {
 /// The messages of a file that wait for their labels.
 struct Messages {
     lines: Lines,
-    /// How many bytes of the file are read.
+    /// How many bytes of the file are read, but for its empty lines.
     read: u64,
     waiting: Vec<String>,
 }
