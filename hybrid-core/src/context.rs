@@ -60,6 +60,11 @@ pub enum DataPolicy {
 }
 
 impl DataPolicy {
+    /// Whether it lets data go anywhere: what a document leaves out, and what is meant where a document says nothing.
+    pub fn is_anywhere(&self) -> bool {
+        *self == Self::Anywhere
+    }
+
     /// The policy that admits what both admit.
     ///
     /// ```

@@ -5,14 +5,15 @@ use std::fmt::Debug;
 use async_trait::async_trait;
 use serde_json::Value;
 
-use crate::{ErrorKind, FileId, JobId, JobKind, RequestId, Result, TenantId, Timestamp};
+use crate::{DataPolicy, ErrorKind, FileId, JobId, JobKind, RequestId, Result, TenantId, Timestamp};
 
 /// Where jobs are ordered and their results collected: the port between a storefront and whatever carries work to the kitchen.
 ///
 /// # Behavior
 /// - A job is durable when [`submit`](Self::submit) returns its id; it will be done, or fail, once, however long the other side is away.
-/// - An order with a [`key`](JobOrder::key) may be submitted again, by any process: it is the same job. One key with another kind or payload is
-///   another job.
+/// - An order with a [`key`](JobOrder::key) may be submitted again, by any process: it is the same job. One key with another kind, payload
+///   or policy is another job.
+/// - The job's data goes where the order's [`policy`](JobOrder::policy) lets it, and nowhere else.
 /// - [`status`](Self::status) knows a tenant's own jobs alone. It never waits for the other side.
 ///
 /// # Cancel safety
@@ -36,6 +37,8 @@ pub struct JobOrder {
     pub payload: Value,
     /// The [file](crate::Files) of the tenant that it is about.
     pub input: Option<FileId>,
+    /// Where the job's data may go: that of the call that orders it.
+    pub policy: DataPolicy,
     /// Makes a repeated order the same job.
     pub key: Option<RequestId>,
     /// The customer request that led to it.

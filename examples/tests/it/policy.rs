@@ -11,25 +11,31 @@ use std::{
 };
 
 use async_trait::async_trait;
-use hybrid_cloud::storefront::Storefront;
+use hybrid_cloud::storefront::{ApiKeys, CredentialFile, KeyList, KeyRecord, NewKey, Storefront};
 use hybrid_core::{
     BackendProfile, BoxStream, CallContext, Cancellation, CandidateFile, ChannelName, Clock, DataPolicy, DatasetName,
-    DatasetRef, Digest, Error, ErrorKind, Event, FileName, InferenceBackend, Interval, Limits, Lineage, Locality,
-    Manifest, ModelLoader, ModelName, Reply, ReplyMeta, RequestId, Requirements, Result, ServedModel, SystemClock,
-    SystemIds, TenantId, TrainPlan, Usage, Verdict, VerdictRecord,
+    DatasetRef, Digest, Document, Error, ErrorKind, Event, FileName, Files, InferenceBackend, Interval, JobKind,
+    Limits, Lineage, Locality, Manifest, ModelLoader, ModelName, Reply, ReplyMeta, RequestId, Requirements, Result,
+    ServedModel, SystemClock, SystemIds, TenantId, TrainPlan, Usage, Verdict, VerdictRecord,
     inference::{collect_reply, stream_reply},
-    memory::MemoryStore,
-    task::{Classification, Classify, ClassifyRequest, ClassifyResponse},
+    memory::{MemoryStore, ScriptedBackend},
+    task::{Chat, ChatResponse, Classification, Classify, ClassifyRequest, ClassifyResponse, Message},
 };
+use hybrid_local::{FolderStore, SqliteOutbox, SqliteQueue, SqliteQueueOptions};
 use hybrid_sync::{
+    batch::{BatchOptions, Enrich},
+    job::QueuedJobs,
     live::LiveModel,
     registry::{Draft, FileSigner, Namespace, PublishOptions, Registry, Release, Trust},
+    worker::Worker,
 };
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
+
+use crate::app::answer;
 
 /// A server elsewhere: counts the bytes that reach it.
 #[derive(Debug)]
@@ -257,4 +263,76 @@ async fn data_never_reaches_a_backend_outside_its_policy_whatever_version_is_in_
         }
     }
     stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_key_may_not_send_away_no_job_of_its_own_sends_away_either() {
+    let (folder, clock, stop) = (tempfile::tempdir().unwrap(), Arc::new(SystemClock), Cancellation::new());
+    let at = |name: &str| folder.path().join(name);
+    let store = Arc::new(FolderStore::open(at("artifacts")).unwrap());
+    let queue = Arc::new(SqliteQueue::open(at("queue.db"), SqliteQueueOptions::default()).unwrap());
+    let outbox = Arc::new(SqliteOutbox::open(at("orders.db")).unwrap());
+    let jobs = QueuedJobs::new(queue.clone(), store.clone(), clock.clone(), Arc::new(SystemIds::default()));
+    let jobs = Arc::new(jobs.with_outbox(outbox));
+    let mut list = KeyList { keys: Vec::new() };
+    let keys = [DataPolicy::Anywhere, DataPolicy::Site].map(|policy| {
+        let key = NewKey::generate(TenantId::new("bakery").unwrap(), "shop", SystemClock.now()).unwrap();
+        list.keys.push(KeyRecord { policy, ..key.record().clone() });
+        key.reveal().to_owned()
+    });
+    std::fs::write(at("keys.json"), list.encode().unwrap()).unwrap();
+    let keys_of = ApiKeys::open(Arc::new(CredentialFile::new(at("keys.json"))), clock.clone()).await.unwrap();
+    let files = Files::new(store.clone(), clock.clone());
+    let http = Storefront::builder().authenticator(Arc::new(keys_of)).files(files);
+    let http = http.jobs(jobs.clone(), [JobKind::new("enrich").unwrap()]).build().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let root = format!("http://{}/v1", listener.local_addr().unwrap());
+    let (stopped, router) = (stop.clone().cancelled_owned(), http.router());
+    let serving = tokio::spawn(async move { http.serve(listener, router, stopped, Duration::ZERO).await });
+
+    // The kitchen's model is far away, and the kitchen itself minds nothing.
+    let profile = BackendProfile {
+        name: "far".to_owned(),
+        model: ServedModel::named("far"),
+        locality: Locality::Region("us-east-1".to_owned()),
+        limits: Limits::default(),
+        price: None,
+    };
+    let reply = ChatResponse::one(Message::assistant("\"yes\""));
+    let far = Arc::new(ScriptedBackend::<Chat>::with_profile(profile, [Ok(reply)]));
+    let worker = Worker::builder(queue.clone(), store.clone());
+    let worker = worker.handler(Enrich::new(far.clone(), BatchOptions::default())).build().unwrap();
+    let (sent, ended, cancel) = (jobs.clone(), stop.clone(), stop.clone());
+    let sending = tokio::spawn(async move { sent.run(ended, Duration::from_secs(1)).await });
+    let working = tokio::spawn(async move { worker.run(cancel).await });
+
+    let client = reqwest::Client::new();
+    let part = reqwest::multipart::Part::text("{\"text\": \"my phone number is\"}\n").file_name("rows.jsonl");
+    let form = reqwest::multipart::Form::new().text("purpose", "batch").part("file", part);
+    let (status, file) = answer(client.post(format!("{root}/files")).bearer_auth(&keys[0]).multipart(form)).await;
+    assert_eq!(status, 200, "{file}");
+    let payload = json!({ "prompt": "{{text}}", "schema": { "enum": ["yes", "no"] } });
+    // One and the same order, by one tenant: the stricter is no repetition of the other.
+    let order = json!({ "kind": "enrich", "payload": payload, "input_file_id": file["id"], "idempotency_key": "k" });
+    for (key, ended) in keys.iter().zip(["succeeded", "failed"]) {
+        let (status, job) = answer(client.post(format!("{root}/jobs")).bearer_auth(key).json(&order)).await;
+        assert_eq!(status, 202, "{job}");
+        let url = format!("{root}/jobs/{}", job["id"].as_str().unwrap());
+        let ends = async {
+            loop {
+                let (_, job) = answer(client.get(&url).bearer_auth(key)).await;
+                if job["status"] != "queued" {
+                    return job;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let job = tokio::time::timeout(Duration::from_secs(60), ends).await.expect("the job does not end");
+        assert_eq!(job["status"], ended, "{job}");
+        assert_eq!(job["error"]["code"] == "policy_denied", ended == "failed", "{job}");
+        assert_eq!(far.asked().len(), 1, "the row went once: {job}");
+    }
+    stop.cancel();
+    let (served, ..) = tokio::join!(serving, sending, working);
+    served.unwrap();
 }

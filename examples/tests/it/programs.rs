@@ -9,8 +9,8 @@ use std::{
 
 use clap::{CommandFactory, Parser};
 use hybrid_core::{
-    Clock, DatasetName, ErrorKind, JobKind, JobOrder, JobQueue, JobQueueExt, Jobs, Judgment, JudgmentId, JudgmentSink,
-    ModelName, ReceiveOptions, SystemClock, SystemIds, TenantId, WriterId, memory::MemoryOutbox,
+    Clock, DataPolicy, DatasetName, ErrorKind, JobKind, JobOrder, JobQueue, JobQueueExt, Jobs, Judgment, JudgmentId,
+    JudgmentSink, ModelName, ReceiveOptions, SystemClock, SystemIds, TenantId, WriterId, memory::MemoryOutbox,
 };
 use hybrid_examples::{
     judging::store_golden, kitchen, locations::Locations, order, site::Site, telemetry::TelemetryArgs,
@@ -201,6 +201,7 @@ async fn a_job_that_fails_too_often_is_told_to_stand_still_and_an_operator_decid
         kind: JobKind::new("nobody-knows").unwrap(),
         payload: payload.into(),
         input: None,
+        policy: DataPolicy::Anywhere,
         key: None,
         request: None,
         trace: None,

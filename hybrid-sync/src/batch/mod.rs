@@ -46,7 +46,7 @@ pub struct BatchOptions {
     pub concurrency: usize,
     /// How many rows become one effect: how many a crash costs at most. 16 by default; fewer where these have over 4 MiB.
     pub step: usize,
-    /// Where rows may go; anywhere by default.
+    /// Where rows may go at most, whatever a job's own policy allows; anywhere by default.
     pub policy: DataPolicy,
 }
 
@@ -65,10 +65,10 @@ impl BatchOptions {
         self.step.max(1)
     }
 
-    /// The context of a call for a job.
+    /// The context of a call for a job: its data goes where both policies let it.
     fn call(&self, cx: &JobContext) -> Result<CallContext> {
         let mut call = cx.call()?;
-        call.policy = self.policy.clone();
+        call.policy = call.policy.and(&self.policy);
         Ok(call)
     }
 }

@@ -7,8 +7,8 @@ mod waiting;
 use std::time::Duration;
 
 use hybrid_core::{
-    ArtifactStore, ArtifactStoreExt, Clock, Document, Error, ErrorKind, FileId, IdSource, JobId, JobKind, JobQueue,
-    JobQueueExt, Key, MessageId, NewMessage, RequestId, Result, TenantId, Timestamp,
+    ArtifactStore, ArtifactStoreExt, Clock, DataPolicy, Document, Error, ErrorKind, FileId, IdSource, JobId, JobKind,
+    JobQueue, JobQueueExt, Key, MessageId, NewMessage, RequestId, Result, TenantId, Timestamp,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -32,6 +32,9 @@ pub struct Job {
     /// The tenant's [file](hybrid_core::Files) that it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<FileId>,
+    /// Where its data may go; anywhere where absent.
+    #[serde(default, skip_serializing_if = "DataPolicy::is_anywhere")]
+    pub policy: DataPolicy,
     /// The customer request that led to the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestId>,
@@ -51,7 +54,7 @@ impl Document for Job {
 }
 
 impl Job {
-    /// A job with a fresh id and no file, request, trace or role.
+    /// A job with a fresh id and no file, request, trace or role, whose data may go anywhere.
     ///
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput) if the payload cannot be written as JSON.
@@ -66,7 +69,8 @@ impl Job {
             Error::invalid("make job", "the payload cannot be written as JSON").with("kind", &kind).with_source(error)
         })?;
         let (id, submitted) = (JobId::next(ids), clock.now());
-        Ok(Self { id, kind, tenant, payload, input: None, request: None, trace: None, submitted, role: None })
+        let (input, policy, request, trace, role) = (None, DataPolicy::default(), None, None, None);
+        Ok(Self { id, kind, tenant, payload, input, policy, request, trace, submitted, role })
     }
 
     /// The message body.

@@ -2,8 +2,8 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use hybrid_core::{
-    ArtifactStore, ArtifactStoreExt, Cancellation, Clock, Digest, Document, Error, ErrorKind, IdSource, JobEnd,
-    JobFailure, JobId, JobOrder, JobQueue, JobStatus, Jobs, Key, Outbox, Result, TenantId,
+    ArtifactStore, ArtifactStoreExt, Cancellation, Clock, DataPolicy, Digest, Document, Error, ErrorKind, IdSource,
+    JobEnd, JobFailure, JobId, JobOrder, JobQueue, JobStatus, Jobs, Key, Outbox, Result, TenantId,
 };
 
 use super::{Job, Outcome, dead, read_result, result_key, submit, waiting::Waiting};
@@ -107,9 +107,10 @@ impl QueuedJobs {
 impl Jobs for QueuedJobs {
     async fn submit(&self, order: JobOrder) -> Result<JobId> {
         let id = id_of(&order)?;
-        let JobOrder { tenant, kind, payload, input, key: _, request, trace } = order;
+        let JobOrder { tenant, kind, payload, input, policy, key: _, request, trace } = order;
         let mut job = Job::new(&*self.ids, &*self.clock, tenant, kind, payload)?;
-        (job.id, job.input, job.request, job.trace) = (id.unwrap_or(job.id), input, request, trace);
+        (job.id, job.input, job.policy) = (id.unwrap_or(job.id), input, policy);
+        (job.request, job.trace) = (request, trace);
         // Refused before anything is kept.
         job.to_message()?.validate()?;
         let repeated = match self.store.create(&order_key(&job.tenant, job.id)?, job.encode()?).await {
@@ -150,8 +151,14 @@ fn order_key(tenant: &TenantId, id: JobId) -> Result<Key> {
 /// The id that an order with a key has whenever it comes: an RFC 9562 version 8 UUID of tenant, key and content.
 fn id_of(order: &JobOrder) -> Result<Option<JobId>> {
     let Some(key) = &order.key else { return Ok(None) };
-    let content = serde_json::to_vec(&(&order.tenant, key, &order.kind, &order.payload, order.input))
-        .map_err(|error| Error::internal("identify job", "the order cannot be written").with_source(error))?;
+    let content = (&order.tenant, key, &order.kind, &order.payload, order.input);
+    let content = match &order.policy {
+        DataPolicy::Anywhere => serde_json::to_vec(&content),
+        // What was ordered with more freedom is never run in the place of a stricter order.
+        policy => serde_json::to_vec(&(content, policy)),
+    };
+    let content =
+        content.map_err(|error| Error::internal("identify job", "the order cannot be written").with_source(error))?;
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&Digest::of(&content).as_bytes()[..16]);
     Ok(Some(JobId::from_uuid(uuid::Builder::from_custom_bytes(bytes).into_uuid())))

@@ -38,7 +38,7 @@ impl JobContext {
         Key::new(format!("t/{tenant}/jobs/{id}/{name}"))
     }
 
-    /// The context of a call that the job makes: in the name of the request that ordered it, and ended with the job's lease. Its data may go anywhere.
+    /// The context of a call that the job makes: in the name of the request that ordered it, under its data policy, and ended with the job's lease.
     ///
     /// # Errors
     /// Those of a [`RequestId`], which a job's id always keeps.
@@ -47,7 +47,7 @@ impl JobContext {
             Some(request) => request.clone(),
             None => self.job.id.to_string().parse::<RequestId>()?,
         };
-        let mut call = CallContext::new(self.job.tenant.clone(), request);
+        let mut call = CallContext::new(self.job.tenant.clone(), request).with_policy(self.job.policy.clone());
         (call.cancel, call.clock, call.trace) = (self.cancel.clone(), Arc::clone(&self.clock), self.job.trace.clone());
         Ok(call)
     }

@@ -199,8 +199,9 @@ impl Admitted {
         let (jobs, _) = self.front.ports.jobs.as_ref().ok_or_else(ApiError::not_found)?;
         let asked = self.front.keeps_content().then(|| kept(&(&kind, &payload, input))).flatten();
         let call = Call::begin(self, Purpose::without_model("jobs", asked)).await?;
-        let (request, trace) = (Some(call.cx.request.clone()), call.cx.trace.clone());
-        let order = JobOrder { tenant: self.principal.tenant.clone(), kind, payload, input, key, request, trace };
+        let (policy, request) = (call.cx.policy.clone(), Some(call.cx.request.clone()));
+        let (tenant, trace) = (self.principal.tenant.clone(), call.cx.trace.clone());
+        let order = JobOrder { tenant, kind, payload, input, policy, key, request, trace };
         self.end(call, "submit job", jobs.submit(order)).await
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use hybrid_cloud::storefront::Principal;
-use hybrid_core::{ErrorKind, JobEnd, JobFailure, JobKind};
+use hybrid_core::{DataPolicy, ErrorKind, JobEnd, JobFailure, JobKind};
 use serde_json::json;
 
 use super::rig::{Desk, NOON, Tokens, builder, call, from, get, noon, post, tenant};
@@ -40,6 +40,26 @@ async fn an_order_is_the_callers_and_carries_its_request_to_the_kitchen() {
     );
     assert_eq!(answer.body["request_id"], "r-1");
     assert!(answer.body.get("output").is_none() && answer.body.get("finished_at").is_none());
+}
+
+#[tokio::test]
+async fn an_order_is_held_to_the_policies_of_the_storefront_and_of_who_orders() {
+    let regions = |names: &[&str]| DataPolicy::Regions(names.iter().map(|&name| name.to_owned()).collect());
+    let (one, two) = (regions(&["eu-west-1"]), regions(&["eu-west-1", "us-east-1"]));
+    for (of_all, own, expected) in [
+        (DataPolicy::Anywhere, DataPolicy::Anywhere, DataPolicy::Anywhere),
+        (DataPolicy::Anywhere, DataPolicy::Site, DataPolicy::Site),
+        (two.clone(), DataPolicy::Anywhere, two),
+        (one.clone(), regions(&["eu-west-1", "eu-north-1"]), one),
+    ] {
+        let desk = Arc::<Desk>::default();
+        let somebody = Principal { policy: own, ..Principal::new(tenant("a"), "anna") };
+        let shop = builder(&noon()).policy(of_all).authenticator(Tokens::new([("a", somebody)]));
+        let router = shop.jobs(desk.clone(), [JobKind::new("enrich").unwrap()]).build().unwrap().router();
+        let order = post("/v1/jobs", json!({ "kind": "enrich" }).to_string());
+        assert_eq!(call(&router, from("a", order)).await.status, 202);
+        assert_eq!(desk.orders().remove(0).policy, expected);
+    }
 }
 
 #[tokio::test]

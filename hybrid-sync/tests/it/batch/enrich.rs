@@ -1,6 +1,6 @@
 use bytes::Bytes;
 use hybrid_core::{
-    Error, ErrorKind, Key, ListOptions, ObjectMeta, ReadOptions,
+    DataPolicy, Error, ErrorKind, Key, ListOptions, ObjectMeta, ReadOptions,
     task::{Chat, ChatRequest, ChatResponse, Message, ResponseFormat},
 };
 use hybrid_sync::batch::{BatchOptions, Enrich, EnrichJob, Enriched};
@@ -272,11 +272,22 @@ async fn rows_do_not_leave_where_they_may_be() {
     let site = Site::new();
     let far = BackendProfile { locality: Locality::Region("eu-west-1".to_owned()), ..(*counting().profile).clone() };
     let backend = Arc::new(hybrid_core::memory::ScriptedBackend::<Chat>::with_profile(far, []));
-    let here = BatchOptions { policy: hybrid_core::DataPolicy::Site, ..options() };
-    let job = site.order("enrich", job(), &rows(1)).await;
-    let result = site.run(&job, |builder| builder.handler(Enrich::new(backend.clone(), here))).await;
-    assert_eq!(result.output::<Enriched>().unwrap_err().kind(), ErrorKind::PolicyDenied);
-    assert!(backend.asked().is_empty());
+    let elsewhere = DataPolicy::Regions(vec!["us-east-1".to_owned()]);
+    // What the kitchen allows, and what whoever ordered the job does.
+    for (kitchen, policy) in [
+        (DataPolicy::Site, DataPolicy::Anywhere),
+        (DataPolicy::Anywhere, DataPolicy::Site),
+        (DataPolicy::Anywhere, DataPolicy::Device),
+        (DataPolicy::Anywhere, elsewhere.clone()),
+        (elsewhere, DataPolicy::Regions(vec!["eu-west-1".to_owned()])),
+    ] {
+        let case = format!("{kitchen:?} and {policy:?}");
+        let options = BatchOptions { policy: kitchen, ..options() };
+        let job = site.order_under(policy, "enrich", job(), &rows(1)).await;
+        let result = site.run(&job, |builder| builder.handler(Enrich::new(backend.clone(), options))).await;
+        assert_eq!(result.output::<Enriched>().unwrap_err().kind(), ErrorKind::PolicyDenied, "{case}");
+        assert!(backend.asked().is_empty(), "{case}");
+    }
 }
 
 #[test]

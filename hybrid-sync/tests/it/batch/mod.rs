@@ -59,12 +59,16 @@ impl Site {
 
     /// A job over a file of `text`, on the queue.
     async fn order(&self, kind: &str, payload: impl Serialize, text: &str) -> Job {
+        self.order_under(DataPolicy::Anywhere, kind, payload, text).await
+    }
+
+    async fn order_under(&self, policy: DataPolicy, kind: &str, payload: impl Serialize, text: &str) -> Job {
         let tenant = TenantId::single();
         let mut upload = self.files().upload(&tenant, FileId::next(&self.ids));
         upload.write(text.to_owned().into()).await.unwrap();
         let file = upload.finish(NewFile::new("rows.jsonl", "batch")).await.unwrap();
         let mut job = Job::new(&self.ids, &self.clock, tenant, JobKind::new(kind).unwrap(), payload).unwrap();
-        job.input = Some(file.id);
+        (job.input, job.policy) = (Some(file.id), policy);
         job::submit(&self.queue, &self.store, &job).await.unwrap();
         job
     }

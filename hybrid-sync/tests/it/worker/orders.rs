@@ -1,6 +1,6 @@
 //! Jobs that are ordered through the port of storefronts.
 
-use hybrid_core::{Clock, ErrorKind, JobEnd, JobFailure, JobId, JobOrder, Jobs, RequestId};
+use hybrid_core::{Clock, DataPolicy, ErrorKind, JobEnd, JobFailure, JobId, JobOrder, Jobs, RequestId};
 use hybrid_sync::job::QueuedJobs;
 
 use super::*;
@@ -19,6 +19,7 @@ pub(super) fn order(key: Option<&str>) -> JobOrder {
         kind: JobKind::new("script").unwrap(),
         payload: Value::from("dough"),
         input: None,
+        policy: DataPolicy::Anywhere,
         key: key.map(|key| key.parse::<RequestId>().unwrap()),
         request: Some("r-1".parse().unwrap()),
         trace: None,
@@ -84,17 +85,18 @@ async fn a_repeated_order_is_the_same_job_whatever_broke_before() {
 }
 
 #[tokio::test]
-async fn one_key_with_another_payload_or_tenant_is_another_job() {
+async fn one_key_with_another_payload_tenant_or_policy_is_another_job() {
     let kitchen = Kitchen::new(5);
     let jobs = jobs(&kitchen, &Faults::none());
     let other = JobOrder { payload: Value::from("batter"), ..order(Some("k")) };
     let foreign = JobOrder { tenant: TenantId::new("other").unwrap(), ..order(Some("k")) };
-    let mut ids = vec![order(Some("k")), order(None), order(None), other, foreign];
+    let strict = JobOrder { policy: DataPolicy::Site, ..order(Some("k")) };
+    let mut ids = vec![order(Some("k")), order(None), order(None), other, foreign, strict];
     let mut seen = std::collections::BTreeSet::new();
     for order in ids.drain(..) {
         seen.insert(jobs.submit(order).await.unwrap());
     }
-    assert_eq!(seen.len(), 5);
+    assert_eq!(seen.len(), 6);
 }
 
 #[tokio::test]
