@@ -9,6 +9,8 @@ use crate::{Error, Result};
 
 /// How deep filters may be nested: 16.
 pub const MAX_FILTER_DEPTH: usize = 16;
+/// The most parts that a filter may have: 1000. Each filter in it is one, and each value that one lists: every record is compared with all of them.
+pub const MAX_FILTER_PARTS: usize = 1000;
 
 /// Which records count in a query.
 ///
@@ -145,6 +147,8 @@ impl std::ops::Not for Filter {
     }
 }
 
+const OPERATION: &str = "filter vectors";
+
 fn same(a: &Value, b: &Value) -> bool {
     match (a.as_f64(), b.as_f64()) {
         (Some(a), Some(b)) => a == b,
@@ -153,11 +157,34 @@ fn same(a: &Value, b: &Value) -> bool {
 }
 
 /// As [`VectorSchema::check_filter`].
-pub(super) fn check(schema: &VectorSchema, filter: &Filter, depth: usize) -> Result<()> {
-    const OPERATION: &str = "filter vectors";
+pub(super) fn check(schema: &VectorSchema, filter: &Filter) -> Result<()> {
+    let parts = parts(filter, 0)?;
+    if parts > MAX_FILTER_PARTS {
+        return Err(Error::invalid(OPERATION, "the filter has too many parts and listed values")
+            .with("parts", parts)
+            .with("limit", MAX_FILTER_PARTS));
+    }
+    check_fields(schema, filter)
+}
+
+/// How many parts a filter has that is not nested too deep.
+fn parts(filter: &Filter, depth: usize) -> Result<usize> {
     if depth >= MAX_FILTER_DEPTH {
         return Err(Error::invalid(OPERATION, "the filter is nested too deep").with("limit", MAX_FILTER_DEPTH));
     }
+    let below = match filter {
+        Filter::And(filters) | Filter::Or(filters) => {
+            filters.iter().try_fold(0, |sum, filter| Ok(parts(filter, depth + 1)? + sum))?
+        }
+        Filter::Not(filter) => parts(filter, depth + 1)?,
+        Filter::In { values, .. } => values.len(),
+        Filter::Equals { .. } | Filter::Range { .. } | Filter::Exists { .. } => 0,
+    };
+    Ok(below + 1)
+}
+
+/// Checks that a filter, which is not nested too deep, fits the schema.
+fn check_fields(schema: &VectorSchema, filter: &Filter) -> Result<()> {
     let kind = |field: &str| match schema.kind(OPERATION, field)? {
         FieldKind::Stored => {
             Err(Error::invalid(OPERATION, "the field is stored, not to filter by").with("field", field))
@@ -190,9 +217,9 @@ pub(super) fn check(schema: &VectorSchema, filter: &Filter, depth: usize) -> Res
         }
         Filter::Exists { field } => kind(field).map(drop),
         Filter::And(filters) | Filter::Or(filters) => {
-            filters.iter().try_for_each(|filter| check(schema, filter, depth + 1))
+            filters.iter().try_for_each(|filter| check_fields(schema, filter))
         }
-        Filter::Not(filter) => check(schema, filter, depth + 1),
+        Filter::Not(filter) => check_fields(schema, filter),
     }
 }
 
@@ -235,5 +262,19 @@ mod tests {
         assert!(!fits(&deep));
         let Filter::Not(less) = deep else { unreachable!() };
         assert!(fits(&less));
+    }
+
+    #[test]
+    fn a_filter_that_would_compare_each_record_with_too_much_is_refused() {
+        let schema = VectorSchema::new(1, Metric::Cosine).unwrap().with_field("n", FieldKind::Number).unwrap();
+        let listed = |values: usize| Filter::one_of("n", 0..values);
+        let either = |filters: usize| Filter::Or(vec![Filter::exists("n"); filters]);
+        for fits in [listed(999), either(999), listed(499) & either(498)] {
+            schema.check_filter(&fits).unwrap();
+        }
+        for (wide, parts) in [(listed(1000), 1001), (!either(1000), 1002), (listed(500) & either(499), 1002)] {
+            let error = schema.check_filter(&wide).unwrap_err().to_string();
+            assert!(error.contains(&format!("parts: {parts}")) && error.contains("limit: 1000"), "{error}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{Error, Result, TenantId, id::serde_as_text, inference::BoxStream};
 
-pub use filter::{Filter, MAX_FILTER_DEPTH};
+pub use filter::{Filter, MAX_FILTER_DEPTH, MAX_FILTER_PARTS};
 pub use schema::{FieldKind, MAX_FILTERABLE_BYTES, MAX_METADATA_BYTES, MAX_VECTOR_DIMENSION, Metric, VectorSchema};
 
 /// What is known about a vector, as JSON: values of the fields that the index's [`VectorSchema`] declares.
@@ -95,18 +95,8 @@ impl VectorProfile {
     /// # Errors
     /// As [`VectorIndex::upsert`].
     pub fn check_records(&self, records: &[VectorRecord]) -> Result<()> {
-        let mut keys = BTreeSet::new();
-        for record in records {
-            self.schema.check_record(record)?;
-            if !keys.insert(&record.key) {
-                return Err(Error::invalid(
-                    "upsert vectors",
-                    "the key comes twice in one call; which would win is not defined",
-                )
-                .with("key", &record.key));
-            }
-        }
-        Ok(())
+        records.iter().try_for_each(|record| self.schema.check_record(record))?;
+        check_keys(records)
     }
 
     /// Checks what the contract refuses of a query; adapters call it before they search.
@@ -122,6 +112,21 @@ impl VectorProfile {
         }
         self.schema.check_vector("query vectors", vector)?;
         filter.as_ref().map_or(Ok(()), |filter| self.schema.check_filter(filter))
+    }
+}
+
+/// Checks that no key comes twice: the part of [`VectorProfile::check_records`] that concerns all records at once.
+///
+/// # Errors
+/// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names the key.
+pub fn check_keys(records: &[VectorRecord]) -> Result<()> {
+    let mut keys = BTreeSet::new();
+    match records.iter().find(|record| !keys.insert(&record.key)) {
+        None => Ok(()),
+        Some(VectorRecord { key, .. }) => {
+            let message = "the key comes twice in one call; which would win is not defined";
+            Err(Error::invalid("upsert vectors", message).with("key", key))
+        }
     }
 }
 

@@ -251,12 +251,13 @@ impl VectorSchema {
         Ok(())
     }
 
-    /// Checks that a filter names declared fields, with values of their types, and is not nested deeper than [`MAX_FILTER_DEPTH`](super::MAX_FILTER_DEPTH).
+    /// Checks that a filter names declared fields, with values of their types, is not nested deeper than [`MAX_FILTER_DEPTH`](super::MAX_FILTER_DEPTH), and has no more parts than
+    /// [`MAX_FILTER_PARTS`](super::MAX_FILTER_PARTS).
     ///
     /// # Errors
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names the field.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names the field, or the limit.
     pub fn check_filter(&self, filter: &Filter) -> Result<()> {
-        filter::check(self, filter, 0)
+        filter::check(self, filter)
     }
 
     /// Checks one value against the declared kind of its field.
