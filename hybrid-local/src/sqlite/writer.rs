@@ -6,12 +6,16 @@
 
 use std::{
     path::Path,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
 };
 
 use hybrid_core::{Error, ErrorKind, Result};
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, hooks::Action};
 use tokio::sync::oneshot;
 
 use super::database::{explain, is_fatal};
@@ -28,7 +32,8 @@ pub(super) enum Access {
     Write,
     /// As [`Write`](Self::Write), and when answered the log holds no copy of what it has removed.
     Erase,
-    /// As [`Erase`](Self::Erase), and the file has been written anew: where SQLite has moved rows between pages, `secure_delete` leaves copies in the pages' unused room.
+    /// As [`Erase`](Self::Erase), and the file has been written anew since anything was removed: where SQLite has moved rows between pages, `secure_delete` leaves copies in the
+    /// pages' unused room.
     Rewrite,
 }
 
@@ -41,17 +46,17 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Starts the thread for the database at `path`.
-    pub(super) fn start(db: Connection, path: &Path) -> Result<Self> {
+    pub(super) fn start(mut db: Connection, path: &Path) -> Result<Self> {
         let (jobs, incoming) = mpsc::channel();
         let path: Arc<Path> = path.into();
         let owner = path.to_path_buf();
-        thread::Builder::new().name("hybrid-sqlite".to_owned()).spawn(move || serve(&db, &incoming, &owner)).map_err(
-            |error| {
-                Error::new(ErrorKind::ResourceExhausted, "open database", "the system gives no thread")
-                    .with("path", path.display())
-                    .with_source(error)
-            },
-        )?;
+        let leavings = Leavings::watch(&mut db).map_err(|error| explain("open database", &path, &error))?;
+        let thread = thread::Builder::new().name("hybrid-sqlite".to_owned());
+        thread.spawn(move || serve(&db, leavings, &incoming, &owner)).map_err(|error| {
+            Error::new(ErrorKind::ResourceExhausted, "open database", "the system gives no thread")
+                .with("path", path.display())
+                .with_source(error)
+        })?;
         Ok(Self { jobs, path })
     }
 
@@ -92,7 +97,7 @@ impl Writer {
     }
 }
 
-fn serve(db: &Connection, incoming: &mpsc::Receiver<Box<dyn Job>>, path: &Path) {
+fn serve(db: &Connection, mut leavings: Leavings, incoming: &mpsc::Receiver<Box<dyn Job>>, path: &Path) {
     let mut batch = Vec::new();
     while let Ok(job) = incoming.recv() {
         batch.push(job);
@@ -113,7 +118,7 @@ fn serve(db: &Connection, incoming: &mpsc::Receiver<Box<dyn Job>>, path: &Path) 
             if job.access() >= Access::Erase && outcome.is_ok() {
                 if run_alone || cleaned.is_none() {
                     let thorough = if run_alone { Some(job.access()) } else { wanted };
-                    cleaned = Some(clean(db, thorough == Some(Access::Rewrite)));
+                    cleaned = Some(leavings.clean(db, thorough == Some(Access::Rewrite)));
                 }
                 outcome = cleaned.as_ref().map_or(outcome, |cleaned| cleaned.as_ref().copied());
             }
@@ -138,17 +143,47 @@ fn commit(db: &Connection, jobs: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
     outcome
 }
 
-/// Moves what the log holds into the database and cuts it off. A reader of another process that still needs the log makes it busy.
-fn clean(db: &Connection, rewrite: bool) -> rusqlite::Result<()> {
-    if rewrite {
-        run(db, "VACUUM")?;
+/// What may be left in the file of what was removed from it.
+struct Leavings {
+    /// Whether anything was removed or replaced since the file was last written anew. What was before is not known.
+    removed: Arc<AtomicBool>,
+    /// SQLite's `data_version` when it was: another process that changes the file gives it another.
+    version: Option<i64>,
+}
+
+impl Leavings {
+    fn watch(db: &mut Connection) -> rusqlite::Result<Self> {
+        let removed = Arc::new(AtomicBool::new(true));
+        let seen = Arc::clone(&removed);
+        let watch = move |action: Action, _: &str, table: &str, _: i64| {
+            // Other tables are updated for their counters.
+            if action == Action::SQLITE_DELETE || action == Action::SQLITE_UPDATE && table == "records" {
+                seen.store(true, Ordering::Relaxed);
+            }
+        };
+        db.update_hook(Some(watch))?;
+        Ok(Self { removed, version: None })
     }
-    let is_busy: bool = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get(0))?;
-    if is_busy {
-        let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
-        return Err(rusqlite::Error::SqliteFailure(busy, Some("the log still holds copies".to_owned())));
+
+    /// Moves what the log holds into the database and cuts it off; with `rewrite` the file is written anew first, unless nothing can be left in it. A reader of
+    /// another process that still needs the log makes it busy.
+    fn clean(&mut self, db: &Connection, rewrite: bool) -> rusqlite::Result<()> {
+        let version = db.pragma_query_value(None, "data_version", |row| row.get(0))?;
+        let rewrite = rewrite && (self.removed.load(Ordering::Relaxed) || self.version != Some(version));
+        if rewrite {
+            run(db, "VACUUM")?;
+        }
+        let is_busy: bool = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get(0))?;
+        if is_busy {
+            let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+            return Err(rusqlite::Error::SqliteFailure(busy, Some("the log still holds copies".to_owned())));
+        }
+        if rewrite {
+            self.removed.store(false, Ordering::Relaxed);
+            self.version = Some(version);
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// On a full disk the log's own space may be what is missing: moves what it holds into the database and cuts it off.
@@ -275,6 +310,38 @@ mod tests {
         let (answers, ()) = tokio::join!(calls, async { drop(release) });
         assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true, false, true]);
         assert_eq!(count(&writer).await, 3);
+    }
+
+    #[tokio::test]
+    async fn a_file_is_written_anew_only_where_something_was_removed_since() {
+        let scratch = tempfile::tempdir().unwrap();
+        let writer = writer(&scratch);
+        let other = Connection::open(scratch.path().join("numbers")).unwrap();
+        other.execute_batch("CREATE TABLE records (number INTEGER)").unwrap();
+        // SQLite counts a file written anew as a change of its schema.
+        let version = || -> i64 { other.pragma_query_value(None, "schema_version", |row| row.get(0)).unwrap() };
+        let change = async |statement: &'static str| {
+            let change = move |db: &Connection| db.execute(statement, ()).map(drop);
+            writer.call("change", Access::Write, change, |()| ()).await.unwrap();
+        };
+        let rewrites = async || {
+            let before = version();
+            writer.call("erase", Access::Rewrite, |_| Ok(()), |()| ()).await.unwrap();
+            version() != before
+        };
+        assert!(rewrites().await, "what was before is not known");
+        assert!(!rewrites().await);
+        change("INSERT INTO records VALUES (1), (2), (3)").await;
+        change("INSERT INTO numbers (number) VALUES (1)").await;
+        change("UPDATE numbers SET number = 2").await;
+        assert!(!rewrites().await, "nothing was removed");
+        for statement in ["UPDATE records SET number = 4 WHERE number = 1", "DELETE FROM records WHERE number = 2"] {
+            change(statement).await;
+            assert!(rewrites().await && !rewrites().await, "{statement}");
+        }
+        other.execute("DELETE FROM records WHERE number = 3", ()).unwrap();
+        assert!(rewrites().await, "another process may have removed something");
+        assert!(!rewrites().await);
     }
 
     #[tokio::test]

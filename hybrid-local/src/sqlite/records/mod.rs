@@ -16,7 +16,7 @@ use super::{
 };
 use table::Place;
 
-/// Records that an export reads at once.
+/// The most records that an export reads at once.
 const EXPORT_PAGE: usize = 100;
 /// Bytes of values after which a page ends, so that a page of large records does not fill the memory.
 const PAGE_BYTES: usize = 8 * 1024 * 1024;
@@ -56,12 +56,12 @@ impl Default for SqliteRecordOptions {
 /// # Behavior
 /// - Each change is one durable commit, which callers that come together share; a condition is checked under the file's write lock, so it holds across processes.
 /// - Every write of this process removes some records that have expired; [`purge_expired`](Self::purge_expired) removes all of them.
-/// - A page ends early after 8 MiB of values.
+/// - A page ends early after 8 MiB of values, and so does what an export reads at once.
 ///
 /// # Deletes
 /// What is deleted, replaced or expired is overwritten with zeros in the file (`secure_delete`). `delete` returns once the write-ahead log, which may still hold
 /// copies, has been emptied into the file and cut off. Where SQLite has moved rows between pages, copies of short rows may lie in the pages' unused room: [`erase`](RecordStore::erase) therefore writes
-/// the whole file anew, which takes memory for a copy of it, and [`compact`](Self::compact) does so on demand. Another process that reads at that moment for more than ten seconds makes either
+/// the whole file anew, unless nothing was removed or replaced since it was last written so, and [`compact`](Self::compact) does so on demand; this takes memory for a copy of it. Another process that reads at that moment for more than ten seconds makes either
 /// [`Unavailable`](hybrid_core::ErrorKind::Unavailable): the records are gone, their last copies may not be; call again. Copies that the file system or a backup made are theirs.
 #[derive(Clone)]
 pub struct SqliteRecordStore {
@@ -165,10 +165,11 @@ impl RecordStore for SqliteRecordStore {
             async move {
                 let Some(after) = after else { return Ok(None) };
                 let now = store.clock.now();
-                let read = move |db: &Connection| table::export(db, &tenant, after.as_ref(), now, EXPORT_PAGE);
-                let page = store.writer.call("export records", Access::Read, read, |page| page).await?;
+                let read =
+                    move |db: &Connection| table::export(db, &tenant, after.as_ref(), now, EXPORT_PAGE, PAGE_BYTES);
+                let (page, more) = store.writer.call("export records", Access::Read, read, |page| page).await?;
                 let last = page.last().map(|(collection, record)| (collection.clone(), record.key.clone()));
-                let next = last.filter(|_| page.len() == EXPORT_PAGE).map(Some);
+                let next = last.filter(|_| more).map(Some);
                 Ok(Some((stream::iter(page).map(Ok), next)))
             }
         })

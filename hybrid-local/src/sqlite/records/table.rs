@@ -147,26 +147,33 @@ pub(super) fn delete(db: &Connection, place: &Place) -> rusqlite::Result<()> {
         .map(drop)
 }
 
+/// The records after a place, and whether there are more.
 pub(super) fn export(
     db: &Connection,
     tenant: &TenantId,
     after: Option<&(CollectionName, RecordKey)>,
     now: Timestamp,
     max: usize,
-) -> rusqlite::Result<Vec<(CollectionName, Record)>> {
+    bytes: usize,
+) -> rusqlite::Result<(Vec<(CollectionName, Record)>, bool)> {
     let mut select = db.prepare_cached(&format!(
         "SELECT collection, {COLUMNS} FROM records
          WHERE tenant = ?1 AND (collection, key) > (?2, ?3) AND (expires IS NULL OR expires > ?4)
-         ORDER BY collection, key LIMIT ?5"
+         ORDER BY collection, key"
     ))?;
     // The empty text comes before every name.
     let (collection, key) = after.map_or(("", ""), |(collection, key)| (collection.as_str(), key.as_str()));
-    let max = i64::try_from(max).unwrap_or(i64::MAX);
-    select
-        .query_map((tenant.as_str(), collection, key, now.unix_micros(), max), |row| {
-            Ok((parse(row, 0)?, record(row, 1)?))
-        })?
-        .collect()
+    let mut rows = select.query((tenant.as_str(), collection, key, now.unix_micros()))?;
+    let (mut records, mut size) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        if records.len() == max || size >= bytes {
+            return Ok((records, true));
+        }
+        let record = record(row, 1)?;
+        size += record.value.len();
+        records.push((parse(row, 0)?, record));
+    }
+    Ok((records, false))
 }
 
 pub(super) fn erase(db: &Connection, tenant: &TenantId) -> rusqlite::Result<()> {
@@ -236,6 +243,26 @@ mod tests {
                 assert!(plan.contains("key>? AND key<?"), "{order:?}, {follows}: {plan}");
             }
         }
+    }
+
+    #[test]
+    fn a_page_of_an_export_ends_after_its_bytes_and_the_next_goes_on_behind_it() {
+        let (db, tenant, collection) = store(0);
+        for number in 0..7 {
+            let (key, value) = (RecordKey::new(number.to_string()).unwrap(), Bytes::from(vec![b'x'; 10]));
+            let version = RecordVersion::next(&hybrid_core::SystemIds::default());
+            let place = Place::new(&tenant, &collection, &key);
+            let record = Record { key, value, version, written: Timestamp::UNIX_EPOCH, expires: None };
+            write(&db, &place, &record).unwrap();
+        }
+        let (mut after, mut pages, mut more) = (None, Vec::new(), true);
+        while more {
+            let page;
+            (page, more) = export(&db, &tenant, after.as_ref(), Timestamp::UNIX_EPOCH, 100, 25).unwrap();
+            after = page.last().map(|(collection, record)| (collection.clone(), record.key.clone()));
+            pages.push(page.into_iter().map(|(_, record)| record.key.to_string()).collect::<String>());
+        }
+        assert_eq!(pages, ["012", "345", "6"]);
     }
 
     #[test]

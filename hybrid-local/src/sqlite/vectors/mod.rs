@@ -77,7 +77,7 @@ impl Default for SqliteVectorOptions {
 /// # Deletes
 /// What is deleted or replaced is overwritten with zeros in the file (`secure_delete`), and a delete returns once the write-ahead log, which may still hold
 /// copies, has been emptied into the file and cut off. Where SQLite has moved rows between pages, though, copies of keys and short rows may lie in the
-/// pages' unused room: `drop_tenant` therefore writes the whole file anew, and [`compact`](Self::compact) does so on demand; this takes memory for a copy of the file. Without it the file keeps its size, and
+/// pages' unused room: `drop_tenant` therefore writes the whole file anew, unless nothing was removed or replaced since it was last written so, and [`compact`](Self::compact) does so on demand; this takes memory for a copy of the file. Without it the file keeps its size, and
 /// uses the room again. Another process that reads at that moment for more than ten seconds makes it [`Unavailable`](hybrid_core::ErrorKind::Unavailable): the records are gone, their last copies
 /// may not be; call again. Copies that the file system or a backup made are theirs.
 #[derive(Clone)]

@@ -189,6 +189,9 @@ pub(super) fn count(db: &Connection, name: &TenantId) -> rusqlite::Result<u64> {
 }
 
 pub(super) fn drop_tenant(db: &Connection, name: &TenantId) -> rusqlite::Result<()> {
+    if tenant(db, name)?.is_none() {
+        return Ok(());
+    }
     next_generation(db)?;
     db.prepare_cached("DELETE FROM records WHERE tenant = (SELECT id FROM tenants WHERE name = ?1)")?
         .execute([name.as_str()])?;
