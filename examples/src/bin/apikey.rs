@@ -16,7 +16,7 @@ struct Args {
     /// Who within the tenant: a person or a program.
     #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     subject: String,
-    /// What it may do, once for each scope; everything but admin where left out.
+    /// What it may do, once for each scope; everything but tenant.admin where left out.
     #[arg(long = "scope")]
     scopes: Vec<Scope>,
     /// For how many days it holds; without end where left out.

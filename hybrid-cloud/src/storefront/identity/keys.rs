@@ -52,7 +52,7 @@ pub struct KeyRecord {
 }
 
 fn usual_scopes() -> BTreeSet<Scope> {
-    Scope::ALL.into_iter().filter(|scope| *scope != Scope::Admin).collect()
+    Scope::USUAL.into()
 }
 
 /// The document that [`ApiKeys`] reads: `{"format": "hybrid.api-keys/1", "keys": [record, …]}`.

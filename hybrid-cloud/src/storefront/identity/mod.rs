@@ -56,13 +56,13 @@ pub struct Principal {
 }
 
 impl Principal {
-    /// Somebody of `tenant` who may do everything and whose data is held to the storefront's policy alone.
+    /// Somebody of `tenant` with the [usual scopes](Scope::USUAL), whose data is held to the storefront's policy alone.
     pub fn new(tenant: TenantId, subject: impl Into<String>) -> Self {
         Self {
             tenant,
             subject: subject.into(),
             credential: None,
-            scopes: Scope::ALL.into(),
+            scopes: Scope::USUAL.into(),
             policy: DataPolicy::Anywhere,
         }
     }
@@ -94,7 +94,7 @@ pub enum Scope {
     Vectors,
     /// `records`: keep records, read and remove them.
     Records,
-    /// `admin`: take all of the tenant's records away, and remove all of its records and documents. A key has it only where its record names it.
+    /// `tenant.admin`: take all of the tenant's records away, and remove all of its records and documents. Nobody has it to whom it was not given by name.
     Admin,
 }
 
@@ -111,6 +111,17 @@ impl Scope {
         Self::Admin,
     ];
 
+    /// Every scope but [`Admin`](Self::Admin): what one has who was given none by name.
+    pub const USUAL: [Self; 7] = [
+        Self::ModelsRead,
+        Self::Inference,
+        Self::JudgmentsWrite,
+        Self::Jobs,
+        Self::Files,
+        Self::Vectors,
+        Self::Records,
+    ];
+
     /// The scope as it stands in a token or a key's record.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -121,7 +132,8 @@ impl Scope {
             Self::Files => "files",
             Self::Vectors => "vectors",
             Self::Records => "records",
-            Self::Admin => "admin",
+            // Tokens carry other services' scopes too, and some have a plain `admin`.
+            Self::Admin => "tenant.admin",
         }
     }
 }
@@ -137,7 +149,8 @@ impl FromStr for Scope {
 
     fn from_str(text: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|scope| scope.as_str() == text).ok_or_else(|| {
-            let known = "expected models.read, inference, judgments.write, jobs, files, vectors, records or admin";
+            let known =
+                "expected models.read, inference, judgments.write, jobs, files, vectors, records or tenant.admin";
             Error::invalid("parse scope", known).with("found", format_args!("{text:?}"))
         })
     }

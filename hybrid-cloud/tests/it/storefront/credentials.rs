@@ -94,7 +94,7 @@ async fn a_key_is_known_by_its_hash_alone() {
     assert_eq!((principal.tenant.as_str(), principal.subject.as_str()), ("bakery", "shop"));
     assert_eq!(principal.credential.as_deref(), Some(shop.record().id.as_str()));
     // Taking away and removing all that a tenant has is for a key that names it.
-    let usual: BTreeSet<_> = Scope::ALL.into_iter().filter(|scope| *scope != Scope::Admin).collect();
+    let usual = BTreeSet::from(Scope::USUAL);
     assert_eq!(principal.scopes, usual);
 
     // The same id with another secret, another id with the same secret, and less or more of the key.
@@ -257,6 +257,10 @@ async fn a_good_token_says_who_sends_it() {
     // A token that names no key is the only key's; one without scopes may do nothing.
     assert!(who(&jwt, &issuer.sign_as(None, &without("scope"))).await.scopes.is_empty());
     assert_eq!(who(&jwt, &issuer.sign(&with("scope", json!(["jobs"])))).await.scopes, BTreeSet::from([Scope::Jobs]));
+    // An admin of some other service is none here.
+    for (scope, given) in [("admin jobs", Scope::Jobs), ("tenant.admin", Scope::Admin)] {
+        assert_eq!(who(&jwt, &issuer.sign(&with("scope", json!(scope)))).await.scopes, BTreeSet::from([given]));
+    }
     for other in ["hk_abc", "abc", "a.b", "a.b.c.d"] {
         assert!(jwt.authenticate(other).await.unwrap().is_none(), "{other}");
     }

@@ -23,8 +23,8 @@ use super::rig::{
 
 fn tokens() -> Arc<Tokens> {
     Tokens::new([
-        ("a", Principal::new(tenant("a"), "anna")),
-        ("b", Principal::new(tenant("b"), "bert")),
+        ("a", Principal::new(tenant("a"), "anna").with_scopes(Scope::ALL)),
+        ("b", Principal::new(tenant("b"), "bert").with_scopes(Scope::ALL)),
         ("reader", Principal::new(tenant("a"), "rita").with_scopes([Scope::ModelsRead])),
     ])
 }
