@@ -12,7 +12,10 @@ use futures_util::{
     future::{Either, select},
 };
 use hybrid_core::Error;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 
 use super::{edge::Edge, error::ApiError, front::Front};
 
@@ -27,6 +30,12 @@ pub(super) struct JsonText {
 }
 
 impl JsonText {
+    /// As [`parse`](Self::parse), for a `T` that keeps a part of the text as it came: the part is held to what all other JSON here is.
+    pub(super) fn parse_keeping<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        serde_json::from_str::<Walked>(&self.text).map_err(|error| unfit(&error))?;
+        self.parse()
+    }
+
     /// Reads the text, a JSON object, as a `T`.
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         // Without this a list of a struct's values in their order would pass for the struct.
@@ -52,6 +61,57 @@ fn unfit(error: &serde_json::Error) -> ApiError {
             ApiError::invalid("invalid_body", format!("the body does not fit: {error}"))
         }
         _ => ApiError::invalid("invalid_json", format!("the body is not valid JSON: {error}")),
+    }
+}
+
+/// Any JSON, read and not kept: nested no deeper than the parser goes, with numbers and characters that there are. To pass over a value looks at none of this.
+struct Walked;
+
+impl<'de> Deserialize<'de> for Walked {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Walked {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("any JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Self, A::Error> {
+        while values.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Self, A::Error> {
+        while fields.next_entry::<Self, Self>()?.is_some() {}
+        Ok(self)
     }
 }
 

@@ -12,7 +12,7 @@ use hybrid_core::{
     Timestamp,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use super::{body::JsonText, error::ApiError, files::download, front::Admitted};
 
@@ -27,8 +27,9 @@ const LAST_SECOND: i64 = 253_402_300_799;
 pub(super) struct Put {
     /// 1 to 512 bytes without control characters.
     key: String,
-    /// Any JSON of at most 393216 bytes.
-    value: Value,
+    /// Any JSON of at most 393216 bytes without the blanks between its parts. It comes back as it was sent, to the digit.
+    #[schemars(with = "Value")]
+    value: Box<RawValue>,
     /// From when on the record is gone, in Unix seconds; never where left out.
     expires_at: Option<i64>,
     /// Write only where there is no record of this key.
@@ -63,7 +64,8 @@ pub(super) struct Shown {
     #[schemars(with = "String")]
     key: RecordKey,
     #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<Value>,
+    #[schemars(with = "Option<Value>")]
+    value: Option<Box<RawValue>>,
     /// The value where it is no JSON, as the storefront's own programs may write it.
     #[serde(skip_serializing_if = "Option::is_none")]
     value_base64: Option<String>,
@@ -124,7 +126,7 @@ pub(super) async fn put(
     json: JsonText,
 ) -> Result<Json<Written>, ApiError> {
     let collection = admitted.collection(&text(collection))?;
-    let Put { key, value, expires_at, if_absent, if_version } = json.parse()?;
+    let Put { key, value, expires_at, if_absent, if_version } = json.parse_keeping()?;
     let key = RecordKey::new(key).map_err(|error| refuse("key", error.message()))?;
     let now = admitted.front().clock().now();
     let expires = match expires_at {
@@ -143,7 +145,7 @@ pub(super) async fn put(
         },
         (true, Some(_)) => return Err(refuse("if_version", "and if_absent contradict each other; send one")),
     };
-    let record = NewRecord { value: value.to_string().into(), expires };
+    let record = NewRecord { value: without_blanks(value.get()).into(), expires };
     let version = admitted.put_record(&collection, &key, record, condition).await?;
     Ok(Json(Written { object: "record", collection, key, version }))
 }
@@ -202,7 +204,7 @@ pub(super) async fn delete(
 /// Every record of the tenant, one a line, and a last line that says how many: without it the export is not whole.
 pub(super) async fn export(admitted: Admitted) -> Result<Response, ApiError> {
     let line = |collection, record| line(&Shown::new(collection, record));
-    let end = |records: u64| line_of(&json!({ "object": "records.end", "records": records }));
+    let end = |records: u64| format!("{}\n", json!({ "object": "records.end", "records": records })).into();
     let sending = admitted.export_records(line, end).await?;
     let mut response = Response::new(Body::from_stream(download::start(&admitted, sending).await?));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
@@ -216,11 +218,21 @@ pub(super) async fn erase(admitted: Admitted) -> Result<Json<Erased>, ApiError> 
 
 fn line(shown: &Shown) -> Bytes {
     // Plain structs always serialise; one that did not would be missed by the count.
-    serde_json::to_value(shown).map_or_else(|_| Bytes::new(), |value| line_of(&value))
+    let Ok(mut line) = serde_json::to_vec(shown) else { return Bytes::new() };
+    line.push(b'\n');
+    line.into()
 }
 
-fn line_of(value: &Value) -> Bytes {
-    format!("{value}\n").into()
+/// JSON on one line: without the blanks and line breaks between its parts.
+fn without_blanks(json: &str) -> String {
+    let (mut in_text, mut escaped) = (false, false);
+    let kept = json.chars().filter(|char| {
+        let is_blank = !in_text && matches!(char, ' ' | '\t' | '\n' | '\r');
+        in_text ^= *char == '"' && !escaped;
+        escaped = in_text && *char == '\\' && !escaped;
+        !is_blank
+    });
+    kept.collect()
 }
 
 /// What a path names. A key that can be no record's is as unknown as one that is another's.
@@ -254,7 +266,12 @@ impl Shown {
 
         let Record { key, value, version, written, expires } = record;
         let seconds = |time: Timestamp| time.unix_micros().div_euclid(1_000_000);
-        let json = serde_json::from_slice(&value).ok();
+        // A program that shares the store may have written its values over several lines.
+        let json = serde_json::from_slice::<&RawValue>(&value).ok();
+        let json = json.and_then(|json| match json.get().contains(['\n', '\r']) {
+            true => RawValue::from_string(without_blanks(json.get())).ok(),
+            false => Some(json.to_owned()),
+        });
         let value_base64 = json.is_none().then(|| base64::engine::general_purpose::STANDARD.encode(&value));
         Self {
             object: "record",

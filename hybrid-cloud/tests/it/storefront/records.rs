@@ -20,13 +20,10 @@ fn name(name: &str) -> CollectionName {
 fn shop() -> (Router, Arc<MemoryRecordStore>, ManualClock) {
     let clock = noon();
     let store = Arc::new(MemoryRecordStore::new(Arc::new(clock.clone())));
+    let head = |name: &str, subject: &str| Principal::new(tenant(name), subject).with_scopes(Scope::ALL);
     let clerk = Principal::new(tenant("a"), "clerk").with_scopes([Scope::Records]);
     let shop = builder(&clock)
-        .authenticator(Tokens::new([
-            ("a", Principal::new(tenant("a"), "anna")),
-            ("b", Principal::new(tenant("b"), "bert")),
-            ("clerk", clerk),
-        ]))
+        .authenticator(Tokens::new([("a", head("a", "anna")), ("b", head("b", "bert")), ("clerk", clerk)]))
         .records(store.clone(), [name("conversations"), name("reviews")]);
     (shop.build().unwrap().router(), store, clock)
 }
@@ -41,6 +38,12 @@ async fn read(router: &Router, who: &str, path: &str) -> Answer {
 
 fn delete(who: &str, path: &str) -> Request<Body> {
     from(who, Request::delete(path).body(Body::empty()).unwrap())
+}
+
+/// An answer's text, as it is.
+async fn text(router: &Router, who: &str, path: &str) -> String {
+    let response = soon(router.clone().oneshot(from(who, get(path)))).await.unwrap();
+    String::from_utf8(soon(response.into_body().collect()).await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
 /// The lines of an export.
@@ -81,6 +84,44 @@ async fn a_record_comes_back_as_it_was_put_and_is_gone_when_it_is_deleted() {
         assert_eq!((gone.status, &gone.body["deleted"]), (200, &json!(true)));
     }
     assert_eq!(read(&router, "a", "reviews/1").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_value_comes_back_as_it_was_sent_to_the_digit() {
+    let (router, store, _) = shop();
+    let value = r#"{"n":12345678901234567890123,"f":1.10,"e":1E2,"twice":1,"twice":2,"s":"a  \"b\\","u":"\u00e4"}"#;
+    let spread = value.replace(',', " ,\n\t").replace(':', ": ");
+    for (key, sent) in [("1", value), ("2", &spread)] {
+        let body = format!(r#"{{"key": "{key}", "value": {sent}}}"#);
+        assert_eq!(call(&router, from("a", post("/v1/records/reviews", body))).await.status, 200);
+    }
+    // A program that shares the store writes as it likes.
+    let (own, key) = (NewRecord::new(spread.clone()), RecordKey::new("3").unwrap());
+    store.put(&tenant("a"), &name("reviews"), &key, own, PutCondition::Always).await.unwrap();
+    for key in ["1", "2", "3"] {
+        let found = text(&router, "a", &format!("/v1/records/reviews/{key}")).await;
+        assert!(found.contains(value), "{found}");
+    }
+    assert_eq!(text(&router, "a", "/v1/records/reviews").await.matches(value).count(), 3);
+    let exported = text(&router, "a", "/v1/records").await;
+    assert_eq!((exported.lines().count(), exported.lines().filter(|line| line.contains(value)).count()), (4, 3));
+    assert_eq!(export(&router, "a").await.len(), 4);
+}
+
+#[tokio::test]
+async fn a_value_is_held_to_what_all_json_here_is() {
+    let (router, ..) = shop();
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let write = async |value: &str| {
+        let body = format!(r#"{{"key": "1", "value": {value}}}"#);
+        call(&router, from("a", post("/v1/records/reviews", body))).await
+    };
+    assert_eq!(write(&nested(126)).await.status, 200);
+    assert_eq!(read(&router, "a", "reviews/1").await.status, 200);
+    for bad in [&nested(127), &nested(100_000), r#""\ud800""#, "1e999", "[1", "nul", "01"] {
+        let refused = write(bad).await;
+        assert_eq!((refused.status, refused.error("code")), (400, "invalid_json"), "{refused:?}");
+    }
 }
 
 #[tokio::test]
