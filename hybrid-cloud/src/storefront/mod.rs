@@ -69,7 +69,8 @@
 //! [`Principal`]'s tenant's: the models [offered](Offer::only_for) to that tenant or to all, judgments below `t/<tenant>/`, the log. A handler has no
 //! other way to a model or a sink. What belongs to others answers exactly like what does not exist. Strangers do not learn which routes there are.
 //!
-//! Without one there is a single tenant and nobody is asked: for a listener on loopback, behind a gateway that authenticates, and for tests.
+//! Without one there is a single tenant and nobody is asked: for a listener on loopback, behind a gateway that authenticates, and for tests. Nobody
+//! has [`Admin`](Scope::Admin) then.
 //!
 //! # Audit
 //! With an [`AuditSink`] each call of a model and each recording of judgments leaves an [`AuditEntry`]. The entry is durable before the answer
@@ -103,7 +104,8 @@
 //! # Records
 //! A [`RecordStore`](hybrid_core::RecordStore) holds a tenant's live data, such as conversations and judgments that await review: JSON under a key, in
 //! one of the collections that are [offered](StorefrontBuilder::records). `if_absent` and `if_version` write under a condition (409 where it does not
-//! hold), `expires_at` ends a record by itself. With the scope [`Admin`](Scope::Admin) a tenant takes everything with it that the store holds of it, other
+//! hold), `expires_at` ends a record by itself. The JSON comes back as it was sent, but for blanks between its parts: numbers to the digit, names that come twice
+//! too. It may be nested as deep as other JSON here. With the scope [`Admin`](Scope::Admin) a tenant takes everything with it that the store holds of it, other
 //! collections too, or has it removed; the same for its documents.
 //!
 //! # Every request

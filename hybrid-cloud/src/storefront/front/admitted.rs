@@ -8,7 +8,7 @@ use hybrid_core::{
     BoxStream, DatasetName, Error, Event, FileId, InferenceBackend, JobId, JobKind, JobOrder, JobStatus, Judgment,
     Monotonic, Reply, RequestId, Result, Timestamp,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tracing::Instrument;
 
 use super::{
@@ -102,7 +102,27 @@ impl Admitted {
         model: &ModelFor<'_, T>,
         request: T::Request,
     ) -> Result<Reply<T>, ApiError> {
-        let mut call = Call::begin(self, self.purpose(model, &request, false)?).await?;
+        let call = Call::begin(self, self.purpose(model, &request, false)?).await?;
+        self.ask(call, model, request).await
+    }
+
+    /// Asks a model in the course of `whole`, which has the place for both: as a call of its own in every other way.
+    pub(super) async fn infer_within<T: Served>(
+        &self,
+        whole: &Call,
+        model: &ModelFor<'_, T>,
+        request: T::Request,
+    ) -> Result<Reply<T>, ApiError> {
+        let call = whole.part(self, self.purpose(model, &request, false)?).await?;
+        self.ask(call, model, request).await
+    }
+
+    async fn ask<T: Served>(
+        &self,
+        mut call: Call,
+        model: &ModelFor<'_, T>,
+        request: T::Request,
+    ) -> Result<Reply<T>, ApiError> {
         match call.cx.run(T::NAME, model.backend.infer(&call.cx, request)).instrument(call.span()).await {
             Ok(reply) => {
                 let answered = self.front.keeps_content().then(|| kept(&reply.response)).flatten();
@@ -208,25 +228,32 @@ impl Admitted {
     /// How a job of the caller's tenant stands.
     pub(crate) async fn job_status(&self, id: JobId) -> Result<Option<JobStatus>, ApiError> {
         let (jobs, _) = self.front.ports.jobs.as_ref().ok_or_else(ApiError::not_found)?;
-        self.brief("jobs.read", "read job", jobs.status(&self.principal.tenant, id)).await
+        let asked = self.told(|| json!({ "id": id }));
+        self.brief("jobs.read", asked, "read job", jobs.status(&self.principal.tenant, id)).await
     }
 
     /// Begins a call that moves a file or an export: it counts among the tenant's streams, and has the time of one.
-    pub(super) async fn moving(&self, action: &'static str) -> Result<Call, ApiError> {
-        let purpose = Purpose { streamed: true, ..Purpose::without_model(action, None) };
+    pub(super) async fn moving(&self, action: &'static str, asked: Option<Value>) -> Result<Call, ApiError> {
+        let purpose = Purpose { streamed: true, ..Purpose::without_model(action, asked) };
         let mut call = Call::begin(self, purpose).await?;
         call.cx.deadline = Some(self.front.clock().monotonic().plus(self.front.limits().stream_timeout));
         Ok(call)
+    }
+
+    /// What is asked, where anyone is told.
+    pub(super) fn told(&self, asked: impl FnOnce() -> Value) -> Option<Value> {
+        self.front.keeps_content().then(asked)
     }
 
     /// Something that asks no model and ends soon.
     pub(super) async fn brief<T>(
         &self,
         action: &'static str,
+        asked: Option<Value>,
         operation: &'static str,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T, ApiError> {
-        self.end(Call::begin(self, Purpose::without_model(action, None)).await?, operation, work).await
+        self.end(Call::begin(self, Purpose::without_model(action, asked)).await?, operation, work).await
     }
 
     /// Does what a call is for, and ends it.

@@ -33,7 +33,7 @@ pub(super) struct Call {
     /// What is to be kept of this call, until it has ended.
     entry: Option<AuditEntry>,
     told: Told,
-    _slot: OwnedSemaphorePermit,
+    slot: Arc<OwnedSemaphorePermit>,
 }
 
 /// What a call is for.
@@ -66,8 +66,17 @@ impl Drop for Call {
 impl Call {
     /// Lets a call begin whose body has arrived, unless too many are at work already or the tenant has used what it may.
     pub(super) async fn begin(admitted: &Admitted, purpose: Purpose) -> Result<Self, ApiError> {
+        let slot = Arc::clone(&admitted.front.slots).try_acquire_owned().map_err(|_| ApiError::overloaded())?;
+        Self::on(Arc::new(slot), admitted, purpose).await
+    }
+
+    /// Lets a call begin that is part of this one, and shares its place.
+    pub(super) async fn part(&self, admitted: &Admitted, purpose: Purpose) -> Result<Self, ApiError> {
+        Self::on(Arc::clone(&self.slot), admitted, purpose).await
+    }
+
+    async fn on(slot: Arc<OwnedSemaphorePermit>, admitted: &Admitted, purpose: Purpose) -> Result<Self, ApiError> {
         let Admitted { front, principal, edge } = admitted;
-        let slot = Arc::clone(&front.slots).try_acquire_owned().map_err(|_| ApiError::overloaded())?;
         let mut cx = CallContext {
             tenant: principal.tenant.clone(),
             request: edge.request.clone(),
@@ -105,7 +114,7 @@ impl Call {
             notes: Vec::new(),
             content: asked.map(|asked| json!({ "request": asked })),
         });
-        Ok(Self { cx, front: Arc::clone(front), holding, entry, told, _slot: slot })
+        Ok(Self { cx, front: Arc::clone(front), holding, entry, told, slot })
     }
 
     /// The span in which the call's work is done.

@@ -6,6 +6,7 @@ use axum::body::Bytes;
 use hybrid_core::{
     Error, FileId, FilePage, FilePart, FileQuery, FileUpload, Files, NewFile, PartLink, Result, StoredFile,
 };
+use serde_json::json;
 
 use super::{
     Admitted,
@@ -22,7 +23,7 @@ impl Admitted {
     /// Begins a file of the caller's tenant.
     pub(crate) async fn upload_file(&self) -> Result<Uploading, ApiError> {
         let files = self.files()?;
-        let mut call = self.moving("files").await?;
+        let mut call = self.moving("files", None).await?;
         self.leave_room(files, &mut call).await?;
         let upload = files.upload(&self.principal.tenant, FileId::next(self.front.ids()));
         Ok(Uploading { call, upload: Some(upload) })
@@ -63,7 +64,7 @@ impl Admitted {
                 None => Ok(None),
             }
         };
-        self.brief("files.link", "link file", links).await
+        self.brief("files.link", self.told(|| json!({ "id": id })), "link file", links).await
     }
 
     /// Checks that the caller's tenant may have one more file.
@@ -85,19 +86,26 @@ impl Admitted {
     /// A file of the caller's tenant.
     pub(crate) async fn file(&self, id: FileId) -> Result<Option<StoredFile>, ApiError> {
         let files = self.files()?;
-        self.brief("files.read", "read file", files.get(&self.principal.tenant, id)).await
+        self.brief("files.read", self.told(|| json!({ "id": id })), "read file", files.get(&self.principal.tenant, id))
+            .await
     }
 
     /// Some of the files of the caller's tenant.
     pub(crate) async fn list_files(&self, query: FileQuery) -> Result<FilePage, ApiError> {
         let files = self.files()?;
-        self.brief("files.list", "list files", files.list(&self.principal.tenant, query)).await
+        self.brief("files.list", None, "list files", files.list(&self.principal.tenant, query)).await
     }
 
     /// Removes a file of the caller's tenant; answers whether there was one.
     pub(crate) async fn erase_file(&self, id: FileId) -> Result<bool, ApiError> {
         let files = self.files()?;
-        self.brief("files.delete", "erase file", files.erase(&self.principal.tenant, id)).await
+        self.brief(
+            "files.delete",
+            self.told(|| json!({ "id": id })),
+            "erase file",
+            files.erase(&self.principal.tenant, id),
+        )
+        .await
     }
 
     /// Begins to read a file of the caller's tenant, or of it what is chosen.
@@ -107,7 +115,7 @@ impl Admitted {
         choose: impl FnOnce(&StoredFile) -> Result<Range<u64>, ApiError>,
     ) -> Result<Option<Reading>, ApiError> {
         let files = self.files()?;
-        let mut call = self.moving("files.content").await?;
+        let mut call = self.moving("files.content", self.told(|| json!({ "id": id }))).await?;
         match call.cx.run("read file", files.get(&self.principal.tenant, id)).await {
             Ok(Some(file)) => {
                 let range = match choose(&file) {

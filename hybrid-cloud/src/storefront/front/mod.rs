@@ -34,6 +34,7 @@ pub(super) use identify::{Identified, Refused};
 pub use offer::Offer;
 pub(super) use offer::{Backend, Model, Served};
 pub(super) use sending::Sending;
+pub(super) use vectors::Writing;
 
 use super::{
     StorefrontLimits,

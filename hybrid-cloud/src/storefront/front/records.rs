@@ -36,11 +36,10 @@ impl Admitted {
         condition: PutCondition,
     ) -> Result<RecordVersion, ApiError> {
         let store = self.records()?;
-        let told = || {
+        let asked = self.told(|| {
             let value = serde_json::from_slice::<Value>(&record.value).ok();
             json!({ "collection": collection, "key": key, "value": value })
-        };
-        let asked = self.front.keeps_content().then(told);
+        });
         let mut call = Call::begin(self, Purpose::without_model("records.write", asked)).await?;
         let put = store.put(&self.principal.tenant, collection, key, record, condition);
         match call.cx.run("put record", put).await {
@@ -66,7 +65,8 @@ impl Admitted {
         key: &RecordKey,
     ) -> Result<Option<Record>, ApiError> {
         let store = self.records()?;
-        self.brief("records.read", "read record", store.get(&self.principal.tenant, collection, key)).await
+        let asked = self.told(|| json!({ "collection": collection, "key": key }));
+        self.brief("records.read", asked, "read record", store.get(&self.principal.tenant, collection, key)).await
     }
 
     /// A page of a collection of the caller's tenant.
@@ -76,13 +76,19 @@ impl Admitted {
         query: RecordQuery,
     ) -> Result<RecordPage, ApiError> {
         let store = self.records()?;
-        self.brief("records.list", "list records", store.query(&self.principal.tenant, collection, query)).await
+        let asked = self.told(|| {
+            let RecordQuery { prefix, after, before, limit, order: _ } = &query;
+            json!({ "collection": collection, "prefix": prefix, "after": after, "before": before, "limit": limit })
+        });
+        self.brief("records.list", asked, "list records", store.query(&self.principal.tenant, collection, query)).await
     }
 
     /// Removes a record of the caller's tenant.
     pub(crate) async fn delete_record(&self, collection: &CollectionName, key: &RecordKey) -> Result<(), ApiError> {
         let store = self.records()?;
-        self.brief("records.delete", "delete record", store.delete(&self.principal.tenant, collection, key)).await
+        let asked = self.told(|| json!({ "collection": collection, "key": key }));
+        self.brief("records.delete", asked, "delete record", store.delete(&self.principal.tenant, collection, key))
+            .await
     }
 
     /// Begins to send all records of the caller's tenant, of all collections, each as `line` writes it, and after the last what `end` writes of their number.
@@ -92,7 +98,7 @@ impl Admitted {
         end: impl FnOnce(u64) -> Bytes + Send + 'static,
     ) -> Result<Sending, ApiError> {
         let store = self.records()?;
-        let mut call = self.moving("records.export").await?;
+        let mut call = self.moving("records.export", None).await?;
         call.begun().await?;
         let (mut count, mut end) = (0, Some(end));
         let records = store.export(&self.principal.tenant).map(Some).chain(stream::iter([None]));
@@ -110,6 +116,6 @@ impl Admitted {
     /// Removes all records of the caller's tenant.
     pub(crate) async fn erase_records(&self) -> Result<(), ApiError> {
         let store = self.records()?;
-        self.brief("records.erase", "erase records", store.erase(&self.principal.tenant)).await
+        self.brief("records.erase", None, "erase records", store.erase(&self.principal.tenant)).await
     }
 }

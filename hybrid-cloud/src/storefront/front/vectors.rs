@@ -1,6 +1,9 @@
 //! The way to a tenant's documents.
 
-use hybrid_core::{Neighbor, VectorIndex, VectorKey, VectorProfile, VectorQuery, VectorRecord, task::Embed};
+use hybrid_core::{
+    Error, Neighbor, Reply, VectorIndex, VectorKey, VectorProfile, VectorQuery, VectorRecord,
+    task::{Embed, EmbedRequest},
+};
 use serde_json::json;
 
 use super::{
@@ -22,36 +25,80 @@ impl Admitted {
         Ok((index.profile(), model))
     }
 
-    /// Writes documents of the caller's tenant.
-    pub(crate) async fn upsert_vectors(&self, records: Vec<VectorRecord>) -> Result<(), ApiError> {
-        let index = self.index()?;
+    /// Begins to write documents of the caller's tenant. What is refused is refused here, before their texts are embedded and paid for.
+    pub(crate) async fn write_vectors(&self, records: &[VectorRecord]) -> Result<Writing, ApiError> {
         let told = |record: &VectorRecord| json!({ "id": record.key, "metadata": record.metadata });
-        let asked = self.front.keeps_content().then(|| records.iter().map(told).collect());
-        let call = Call::begin(self, Purpose::without_model("vectors.write", asked)).await?;
+        let asked = self.told(|| records.iter().map(told).collect());
+        Call::begin(self, Purpose::without_model("vectors.write", asked)).await.map(Writing)
+    }
+
+    /// Writes documents, as was begun.
+    pub(crate) async fn upsert_vectors(
+        &self,
+        Writing(call): Writing,
+        records: Vec<VectorRecord>,
+    ) -> Result<(), ApiError> {
+        let index = self.index()?;
         self.end(call, "upsert vectors", index.upsert(&self.principal.tenant, records)).await
     }
 
     /// The documents of the caller's tenant that are nearest to a vector.
     pub(crate) async fn query_vectors(&self, query: VectorQuery) -> Result<Vec<Neighbor>, ApiError> {
         let index = self.index()?;
-        self.brief("vectors.query", "query vectors", index.query(&self.principal.tenant, query)).await
+        let asked = self.told(|| json!({ "k": query.k, "filter": query.filter.as_ref().map(|f| format!("{f:?}")) }));
+        self.brief("vectors.query", asked, "query vectors", index.query(&self.principal.tenant, query)).await
     }
 
     /// Documents of the caller's tenant.
     pub(crate) async fn get_vectors(&self, keys: &[VectorKey]) -> Result<Vec<Option<VectorRecord>>, ApiError> {
         let index = self.index()?;
-        self.brief("vectors.read", "read vectors", index.get(&self.principal.tenant, keys)).await
+        self.brief(
+            "vectors.read",
+            self.told(|| json!({ "ids": keys })),
+            "read vectors",
+            index.get(&self.principal.tenant, keys),
+        )
+        .await
     }
 
     /// Removes documents of the caller's tenant.
     pub(crate) async fn delete_vectors(&self, keys: &[VectorKey]) -> Result<(), ApiError> {
         let index = self.index()?;
-        self.brief("vectors.delete", "delete vectors", index.delete(&self.principal.tenant, keys)).await
+        self.brief(
+            "vectors.delete",
+            self.told(|| json!({ "ids": keys })),
+            "delete vectors",
+            index.delete(&self.principal.tenant, keys),
+        )
+        .await
     }
 
     /// Removes all documents of the caller's tenant.
     pub(crate) async fn drop_vectors(&self) -> Result<(), ApiError> {
         let index = self.index()?;
-        self.brief("vectors.erase", "erase vectors", index.drop_tenant(&self.principal.tenant)).await
+        self.brief("vectors.erase", None, "erase vectors", index.drop_tenant(&self.principal.tenant)).await
+    }
+}
+
+/// A write of documents that was let in.
+pub(crate) struct Writing(Call);
+
+impl Writing {
+    /// Embeds texts of the documents, as a call of its own.
+    pub(crate) async fn embed(
+        &self,
+        admitted: &Admitted,
+        model: &ModelFor<'_, Embed>,
+        request: EmbedRequest,
+    ) -> Result<Reply<Embed>, ApiError> {
+        admitted.infer_within(&self.0, model, request).await
+    }
+
+    /// Ends it without anything written.
+    pub(crate) fn give_up(mut self, refused: &ApiError) {
+        match refused.detail() {
+            Some(error) => self.0.fail(error, false),
+            None => self.0.fail(&Error::invalid("embed documents", "the texts were refused"), false),
+        }
     }
 }

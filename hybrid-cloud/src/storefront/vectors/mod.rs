@@ -6,12 +6,16 @@ use axum::{Json, extract::FromRequest};
 use hybrid_core::{
     Error, Neighbor, Task, VectorKey, VectorQuery, VectorRecord,
     task::{Embed, EmbedKind, EmbedRequest},
-    vector::{FieldKind, Metadata, Metric},
+    vector::{FieldKind, Metadata, Metric, check_keys},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{body::JsonText, error::ApiError, front::Admitted};
+use super::{
+    body::JsonText,
+    error::ApiError,
+    front::{Admitted, Writing},
+};
 use crate::wire::embed::EmbeddingUsage;
 
 mod filter;
@@ -191,20 +195,26 @@ pub(super) async fn upsert(admitted: Admitted, json: JsonText) -> Result<Json<Up
         profile.schema.check_record(&record).map_err(|error| ApiError::from(error).param(at("")))?;
         records.push(record);
     }
-    profile.check_records(&records)?;
+    check_keys(&records)?;
     let (places, texts): (Vec<_>, Vec<_>) = texts.into_iter().unzip();
-    let usage = match texts.is_empty() {
-        true => None,
-        false => {
-            let (vectors, usage) = embed(&admitted, texts, EmbedKind::Document).await?;
-            for (place, vector) in places.into_iter().zip(vectors) {
-                records[place].vector = vector;
+    let writing = admitted.write_vectors(&records).await?;
+    let mut usage = None;
+    if !texts.is_empty() {
+        match embed(&admitted, Some(&writing), texts, EmbedKind::Document).await {
+            Ok((vectors, used)) => {
+                for (place, vector) in places.into_iter().zip(vectors) {
+                    records[place].vector = vector;
+                }
+                usage = Some(used);
             }
-            Some(usage)
+            Err(refused) => {
+                writing.give_up(&refused);
+                return Err(refused);
+            }
         }
-    };
+    }
     let data = records.iter().map(|record| Named::new(&record.key)).collect();
-    admitted.upsert_vectors(records).await?;
+    admitted.upsert_vectors(writing, records).await?;
     Ok(Json(Upserted { object: "list", data, usage }))
 }
 
@@ -220,7 +230,7 @@ pub(super) async fn query(admitted: Admitted, json: JsonText) -> Result<Json<Nei
         (Some(text), None) if text.trim().is_empty() => return Err(refuse(TEXT, "must not be blank")),
         (Some(text), None) => {
             profile.check_query(&query)?;
-            let (mut vectors, used) = embed(&admitted, vec![text], EmbedKind::Query).await?;
+            let (mut vectors, used) = embed(&admitted, None, vec![text], EmbedKind::Query).await?;
             query.vector = vectors.pop().unwrap_or_default();
             usage = Some(used);
         }
@@ -255,6 +265,7 @@ pub(super) async fn delete_all(admitted: Admitted) -> Result<Json<Deleted>, ApiE
 /// The vectors of texts by the index's own model, in a call of their own, which costs what such a call costs.
 async fn embed(
     admitted: &Admitted,
+    writing: Option<&Writing>,
     texts: Vec<String>,
     kind: EmbedKind,
 ) -> Result<(Vec<Vec<f32>>, EmbeddingUsage), ApiError> {
@@ -265,7 +276,10 @@ async fn embed(
     };
     let request = EmbedRequest { kind: Some(kind), ..EmbedRequest::many(texts) };
     Embed::validate(&request).map_err(|error| refuse(TEXT, error.message()))?;
-    let reply = admitted.infer(&model, request).await?;
+    let reply = match writing {
+        Some(writing) => writing.embed(admitted, &model, request).await?,
+        None => admitted.infer(&model, request).await?,
+    };
     let vectors = reply.response.embeddings;
     if vectors.len() != asked || vectors.iter().any(|vector| vector.len() != dimension) {
         let message = "the model's vectors are not those of the index; give the index a model of its dimension";

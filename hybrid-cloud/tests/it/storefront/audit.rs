@@ -33,7 +33,7 @@ fn writer() -> WriterId {
     WriterId::new("shop-1").unwrap()
 }
 
-fn open(folder: &Path) -> AuditLog {
+pub(super) fn open(folder: &Path) -> AuditLog {
     AuditLog::open(folder, writer(), AuditLogOptions { sync: false, ..AuditLogOptions::default() }).unwrap()
 }
 
@@ -68,7 +68,7 @@ fn segments(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// The entries of a folder's log, heads left out.
-fn entries(folder: &Path) -> Vec<Value> {
+pub(super) fn entries(folder: &Path) -> Vec<Value> {
     let lines = segments(folder).into_iter().flat_map(|path| {
         let text = fs::read_to_string(path).unwrap();
         text.lines().skip(1).map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()

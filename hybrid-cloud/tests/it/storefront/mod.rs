@@ -1,4 +1,5 @@
 mod audit;
+mod audited;
 mod budget;
 mod chat;
 mod classify;
