@@ -6,7 +6,9 @@
 //! storefront … --chat baker=bedrock://arn:aws:bedrock:us-east-1:123456789012:imported-model/abcdef123456
 //! ```
 //!
-//! Both take minutes to hours at Bedrock. A command that is interrupted, or run again on another machine, finds the job that it has ordered and goes on with it.
+//! Both take minutes to hours at Bedrock. A command that is interrupted, or run again on another machine, finds the job that it has ordered and goes on with it: for a
+//! fine-tuning the plan lies at `t/<tenant>/tuning/<model>/<what was asked>/<number>/plan`, with the judgments that there were then. Those that come meanwhile are for the
+//! next one, which is ordered when the command is run again after that model was ready.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,8 +17,8 @@ use hybrid_cloud::bedrock::custom::{
     BedrockTrainer, BedrockTrainerOptions, ImportRun, ModelImport, ModelImportOptions,
 };
 use hybrid_core::{
-    BaseModel, Cancellation, CandidateOutput, ChannelName, DatasetName, DatasetRef, Error, Key, ModelName, Result,
-    TenantId, TrainPlan, TrainRun, Trainer,
+    ArtifactStore, ArtifactStoreExt, BaseModel, Cancellation, CandidateOutput, ChannelName, DatasetName, DatasetRef,
+    Digest, Document, Error, ErrorKind, Key, ModelName, Result, TenantId, TrainPlan, TrainRun, Trainer,
 };
 use hybrid_sync::registry::{FetchOptions, Namespace, Registry};
 use serde_json::Value;
@@ -99,12 +101,8 @@ pub async fn run(args: Args) -> Result<()> {
     let called = match action {
         Action::Import { model, channel } => import(&site, role, &bedrock, (model, channel), cancel).await?,
         Action::Tune { base, dataset, tenant, model, hyperparameters, seed } => {
-            let dataset = DatasetRef::fix(&*site.store(), &tenant, &dataset).await?;
-            if dataset.segments.is_empty() {
-                let message = "there are no judgments to learn from";
-                return Err(Error::not_found("order fine-tuning", message).with("dataset", dataset.name));
-            }
-            let plan = TrainPlan {
+            let dataset = DatasetRef { name: dataset, segments: Vec::new() };
+            let asked = TrainPlan {
                 model,
                 method: BedrockTrainer::METHOD.to_owned(),
                 base: Some(BaseModel::Provider(base)),
@@ -112,7 +110,11 @@ pub async fn run(args: Args) -> Result<()> {
                 hyperparameters: BTreeMap::from_iter(hyperparameters),
                 seed,
             };
-            tune(&site, role, &bedrock, &plan, cancel).await?
+            let store = site.store();
+            let Tuning { plan, done } = Tuning::of(&*store, &tenant, asked).await?;
+            let called = tune(&site, role, &bedrock, &plan, cancel).await?;
+            store.create_same(&done, called.clone().into()).await?;
+            called
         }
     };
     let query = if bedrock.is_empty() { bedrock } else { format!("?{bedrock}") };
@@ -144,6 +146,55 @@ async fn import(
     Ok(import.import(&id.0, digest, &fetched.folder, &run).await?.arn)
 }
 
+/// A fine-tuning that was begun: the same for whoever asks for it until its model is ready.
+#[derive(Debug)]
+struct Tuning {
+    plan: TrainPlan,
+    /// Where it says that the model is ready.
+    done: Key,
+}
+
+impl Tuning {
+    /// The one that goes on, or a new one with the judgments that there are now. `asked` is a plan whose dataset has only its name.
+    async fn of(store: &dyn ArtifactStore, tenant: &TenantId, asked: TrainPlan) -> Result<Self> {
+        let prefix = format!("t/{tenant}/tuning/{}/{}/", asked.model, Digest::of(&asked.encode()?));
+        let found: Vec<_> = store.list_all(&prefix).await?.into_iter().map(|meta| meta.key).collect();
+        let plans = found.iter().filter(|key| key.as_str().ends_with("/plan"));
+        let key = |number: usize, name: &str| Key::new(format!("{prefix}{number:06}/{name}"));
+        let last = plans.count();
+        let (mut number, mut dataset) = (last, None);
+        if last == 0 || found.contains(&key(last, "done")?) {
+            let now = DatasetRef::fix(store, tenant, &asked.dataset.name).await?;
+            if now.segments.is_empty() {
+                let message = "there are no judgments to learn from";
+                return Err(Error::not_found("order fine-tuning", message).with("dataset", now.name));
+            }
+            // A model that is ready and knows all judgments is found again.
+            if last == 0 || read_plan(store, &key(last, "plan")?).await?.dataset != now {
+                (number, dataset) = (last + 1, Some(now));
+            }
+        }
+        let at = key(number, "plan")?;
+        let plan = match dataset {
+            None => read_plan(store, &at).await?,
+            Some(dataset) => {
+                let plan = TrainPlan { dataset, ..asked };
+                match store.create(&at, plan.encode()?).await {
+                    Ok(()) => plan,
+                    // Somebody else has begun it meanwhile.
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => read_plan(store, &at).await?,
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        Ok(Self { plan, done: key(number, "done")? })
+    }
+}
+
+async fn read_plan(store: &dyn ArtifactStore, key: &Key) -> Result<TrainPlan> {
+    TrainPlan::decode(&store.get(key).await?).map_err(|error| error.with("key", key))
+}
+
 /// Fine-tunes by plan; answers with the id under which the model is called.
 async fn tune(site: &Site, role: String, bedrock: &str, plan: &TrainPlan, cancel: Cancellation) -> Result<String> {
     let config = locations::aws_config("connect to Bedrock", bedrock).await?;
@@ -167,4 +218,49 @@ fn hyperparameter(text: &str) -> Result<(String, Value)> {
     let (name, value) = text.split_once('=').ok_or_else(|| refuse().with("found", text))?;
     // What is no JSON is a text, so that format=messages needs no quotes that a shell would take away.
     Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+    use hybrid_core::{dataset_prefix, memory::MemoryStore};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_fine_tuning_keeps_its_plan_until_its_model_is_ready() {
+        let (store, tenant) = (MemoryStore::default(), TenantId::single());
+        let name = DatasetName::new("chats").unwrap();
+        let asked = |seed| TrainPlan {
+            model: ModelName::new("baker").unwrap(),
+            method: BedrockTrainer::METHOD.to_owned(),
+            base: Some(BaseModel::Provider("amazon.nova-micro-v1:0:128k".to_owned())),
+            dataset: DatasetRef { name: name.clone(), segments: Vec::new() },
+            hyperparameters: BTreeMap::new(),
+            seed,
+        };
+        let tuning = async |seed| Tuning::of(&store, &tenant, asked(seed)).await;
+        let judged = async |segment: &str| {
+            let key = Key::new(format!("{}{segment}", dataset_prefix(&tenant, &name))).unwrap();
+            store.create(&key, segment.to_owned().into()).await.unwrap();
+        };
+        assert_eq!(tuning(1).await.unwrap_err().kind(), ErrorKind::NotFound);
+        judged("1").await;
+        let first = tuning(1).await.unwrap();
+        assert_eq!(first.plan.dataset.segments.len(), 1);
+
+        // It is run again, on whatever machine, while judgments come in: the job that was paid for is this one.
+        judged("2").await;
+        let again = tuning(1).await.unwrap();
+        assert_eq!((&again.plan, &again.done), (&first.plan, &first.done));
+        assert_eq!(tuning(2).await.unwrap().plan.dataset.segments.len(), 2, "another seed is another job");
+
+        store.create(&first.done, "arn:one".into()).await.unwrap();
+        let second = tuning(1).await.unwrap();
+        assert_eq!(second.plan.dataset.segments.len(), 2);
+        assert_ne!(second.done, first.done);
+        store.create(&second.done, "arn:two".into()).await.unwrap();
+        assert_eq!(tuning(1).await.unwrap().plan, second.plan, "nothing new was judged");
+    }
 }

@@ -165,6 +165,8 @@ fn no_more_than_its_part(stack: &Stack, bedrock_role: &str, url: &str) {
     let imported = url.trim_start_matches("bedrock://").split('?').next().unwrap().rsplit('/').next().unwrap();
     let imported = format!("{account}:imported-model/{imported}");
     let theirs = "arn:aws:bedrock:us-east-1::foundation-model/amazon.nova-micro-v1:0";
+    let [job, tuned, deployment] = ["model-customization-job", "custom-model", "custom-model-deployment"]
+        .map(|kind| format!("{account}:{kind}/abcdef123456"));
     let other_role = "arn:aws:iam::000000000000:role/admin";
     for (action, resource, allowed) in [
         ("bedrock:InvokeModel", imported.as_str(), "s"),
@@ -172,6 +174,13 @@ fn no_more_than_its_part(stack: &Stack, bedrock_role: &str, url: &str) {
         ("bedrock:InvokeModel", theirs, ""),
         ("bedrock:CreateModelImportJob", "*", "k"),
         ("bedrock:CreateModelCustomizationJob", theirs, "k"),
+        ("bedrock:GetModelCustomizationJob", &job, "k"),
+        ("bedrock:StopModelCustomizationJob", &job, "k"),
+        ("bedrock:CreateCustomModelDeployment", &tuned, "k"),
+        ("bedrock:GetCustomModelDeployment", &deployment, "k"),
+        ("bedrock:InvokeModel", &deployment, "s"),
+        ("bedrock:DeleteCustomModelDeployment", &deployment, ""),
+        ("bedrock:DeleteCustomModel", &tuned, ""),
         ("bedrock:DeleteImportedModel", &imported, ""),
         ("bedrock:PutModelInvocationLoggingConfiguration", "*", ""),
         ("iam:PassRole", bedrock_role, "k"),
@@ -182,6 +191,12 @@ fn no_more_than_its_part(stack: &Stack, bedrock_role: &str, url: &str) {
             let may = stack.gate.decide(role, action, resource, &context);
             assert_eq!(may, allowed.contains(&role[..1]), "{role} {action} {resource}");
         }
+    }
+    // The plan of a fine-tuning is kept, once.
+    let plan = format!("arn:aws:s3:::{}/t/bakery/tuning/baker/{}/000001/plan", stack.bucket(), Digest::of(b"asked"));
+    for role in super::ROLES {
+        let once = [("aws:SecureTransport", "true"), ("s3:ObjectCreationOperation", "true"), ("s3:if-none-match", "*")];
+        assert_eq!(stack.gate.decide(role, "s3:PutObject", &plan, &once), role == "kitchen", "{role}");
     }
     let to_another = [("iam:PassedToService", "lambda.amazonaws.com")];
     assert!(!stack.gate.decide("kitchen", "iam:PassRole", bedrock_role, &to_another));
