@@ -2,21 +2,15 @@
 
 use std::{
     fmt,
-    marker::PhantomData,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
 };
 
-use async_trait::async_trait;
 use clap::Args;
 use hybrid_core::{Error, Result, VectorIndex, VectorSchema};
 use hybrid_local::{SqliteVectorIndex, SqliteVectorOptions};
-use hybrid_sync::{
-    batch::{BatchOptions, EmbedRows, Enrich, Summarise},
-    worker::{JobContext, JobHandler, Resource},
-};
-use serde::de::IgnoredAny;
+use hybrid_sync::batch::{BatchOptions, EmbedRows, Enrich, Summarise};
 
 use crate::{
     models::Models,
@@ -36,7 +30,7 @@ pub struct BatchArgs {
     /// The model that `embed` asks: file:PATH (a folder), openai+http://host:port/v1#model or bedrock://model-id.
     #[arg(long, value_name = "MODEL", env = "HYBRID_KITCHEN_EMBED", requires = "index")]
     pub embed: Option<ModelPlace>,
-    /// What the index that `embed` writes (kitchen/vectors.db in the site) holds: a file such as {"dimension": 384, "metric": "cosine", "fields": {"text": "stored"}}.
+    /// What the kitchen's own index, which `embed` writes (kitchen/vectors.db in the site), holds: a file such as {"dimension": 384, "metric": "cosine", "fields": {"text": "stored"}}.
     #[arg(long, value_name = "FILE", env = "HYBRID_KITCHEN_INDEX", requires = "embed")]
     pub index: Option<PathBuf>,
     /// The key of servers that speak the OpenAI API and ask for one.
@@ -129,36 +123,6 @@ fn open_index(site: &Site, schema: &Path) -> Result<Arc<dyn VectorIndex>> {
     })?;
     let path = site.kitchen().join("vectors.db");
     Ok(Arc::new(SqliteVectorIndex::open(path, schema, SqliteVectorOptions::default())?))
-}
-
-/// Gives back jobs of a kind that this kitchen lacks a part for, and says which: another kitchen may have it.
-#[derive(Debug)]
-pub struct Missing<H> {
-    needs: &'static str,
-    kind: PhantomData<fn() -> H>,
-}
-
-impl<H> Missing<H> {
-    /// In the place of `H`, which `needs` something.
-    pub fn new(needs: &'static str) -> Self {
-        Self { needs, kind: PhantomData }
-    }
-}
-
-#[async_trait]
-impl<H: JobHandler> JobHandler for Missing<H> {
-    const KIND: &'static str = H::KIND;
-    type Payload = IgnoredAny;
-    type Output = ();
-
-    fn resource(&self) -> Resource {
-        Resource::Network
-    }
-
-    async fn run(&self, _: &JobContext, _: IgnoredAny) -> Result<()> {
-        let message = format!("this kitchen lacks {}", self.needs);
-        Err(Error::unavailable("take job", message).with("kind", Self::KIND))
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,11 @@
 //! | `label` | labels each line of a file with the version in service | | `/v1/jobs`, `order` |
 //! | `enrich` | asks a model about each row, answers by a schema | `--chat` | `/v1/jobs`, `order` |
 //! | `summarise` | makes one text of all rows | `--chat` | `/v1/jobs`, `order` |
-//! | `embed` | puts a vector of each row into an index | `--embed`, `--index` | `/v1/jobs`, `order` |
+//! | `embed` | puts a vector of each row into the kitchen's own index, `kitchen/vectors.db`, which no customer queries | `--embed`, `--index` | `order` |
+//!
+//! A job that this kitchen lacks something for is given back, for another that has it. That costs it a delivery each time, after waits that grow to 15 minutes: with the 20
+//! deliveries of a site's queue it goes to the dead letters after one and a half to three hours, and its customer sees it stand still. Once there is a kitchen for it,
+//! `dead redrive` sends it on.
 //!
 //! Each reports its progress, is resumed where it was after a crash, and leaves one result.
 
@@ -29,7 +33,7 @@ use tokio::task::{JoinError, JoinHandle};
 #[cfg(feature = "decoder")]
 use crate::quantize_job::QuantizeHandler;
 use crate::{
-    batch_jobs::{BatchArgs, Batches, Missing, Part},
+    batch_jobs::{BatchArgs, Batches, Part},
     evaluate_job::EvaluateHandler,
     label_job::LabelHandler,
     locations::Locations,
@@ -82,6 +86,9 @@ pub enum KitchenEvent {
         /// The kinds of jobs that it does.
         #[serde(default)]
         kinds: Vec<String>,
+        /// The kinds that it leaves to others, each with what it would need.
+        #[serde(default)]
+        lacking: Vec<String>,
     },
     /// A job has come further.
     Progress(ProgressEvent),
@@ -132,13 +139,13 @@ pub async fn run(args: Args) -> Result<()> {
         asked.cancel();
     });
     if args.events {
-        tell(&KitchenEvent::Ready { pid: std::process::id(), kinds });
+        tell(&KitchenEvent::Ready { pid: std::process::id(), kinds, lacking });
     } else {
         let (bucket, queue) = site.locations().described();
         let kinds = kinds.join(", ");
         say(std::io::stderr(), format_args!("ready: takes {kinds} from {queue} for {bucket}; stops on Ctrl-C"));
-        for (kind, needs) in lacking {
-            say(std::io::stderr(), format_args!("not {kind}, which needs {needs}"));
+        for kind in lacking {
+            say(std::io::stderr(), format_args!("not {kind}"));
         }
     }
     let renewal = tokio::spawn(renew_channels(channels, site.clock(), stop.clone()));
@@ -183,23 +190,20 @@ struct Menu {
     builder: WorkerBuilder,
     events: bool,
     kinds: Vec<String>,
-    lacking: Vec<(&'static str, &'static str)>,
+    lacking: Vec<String>,
 }
 
 impl Menu {
-    /// A part that the kitchen has, or of which it says what is lacking, here and to each job.
+    /// A part that the kitchen has, or of which it says what is lacking; jobs of such a kind are left to others.
     fn with<H: JobHandler>(mut self, part: Part<H>) -> Self {
         let events = self.events;
-        self.builder = match part {
+        match part {
             Ok(handler) => {
                 self.kinds.push(H::KIND.to_owned());
-                self.builder.handler(Told { handler, events })
+                self.builder = self.builder.handler(Told { handler, events });
             }
-            Err(needs) => {
-                self.lacking.push((H::KIND, needs));
-                self.builder.handler(Told { handler: Missing::<H>::new(needs), events })
-            }
-        };
+            Err(needs) => self.lacking.push(format!("{}, which needs {needs}", H::KIND)),
+        }
         self
     }
 }

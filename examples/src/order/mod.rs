@@ -3,6 +3,7 @@
 pub mod training;
 
 use std::{
+    fs::File,
     io::Read,
     path::{Path, PathBuf},
     time::Duration,
@@ -50,7 +51,7 @@ pub struct Args {
     /// Wait for the result and print it, as JSON.
     #[arg(long)]
     pub wait: bool,
-    /// Wait, and write the file of answers here.
+    /// Wait, and write the file of answers here: what enrich and label leave.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// What to do.
@@ -65,7 +66,7 @@ pub enum Work {
     Enrich(EnrichArgs),
     /// Make one text of all rows of a JSON Lines file, such as a week's conversations.
     Summarise(SummariseArgs),
-    /// Put a vector of each row of a JSON Lines file into the kitchen's index.
+    /// Put a vector of each row of a JSON Lines file into the kitchen's own index, kitchen/vectors.db, which no customer queries.
     Embed(EmbedArgs),
     /// Label each line of a text file with the version in service.
     Label(LabelArgs),
@@ -205,6 +206,11 @@ impl Drawn {
 /// # Errors
 /// A file that cannot be read, those of bucket and queue; with `--wait` the job's own failure.
 pub async fn run(args: Args) -> Result<()> {
+    // Before anything is ordered: hours of work are not lost to a path that cannot be written.
+    let answers = match &args.output {
+        Some(path) => Some((open_answers(&args.work, path)?, path)),
+        None => None,
+    };
     let site = Site::open(&args.locations).await?;
     let job = args.work.send(&site).await?;
     let Job { id, tenant, kind, .. } = &job;
@@ -216,11 +222,11 @@ pub async fn run(args: Args) -> Result<()> {
     say(std::io::stderr(), line);
     let result = job::wait_for_result(&*site.store(), tenant, *id, &*site.clock(), POLL).await?;
     let output: Value = result.output()?;
-    if let Some(path) = &args.output {
-        download(&site, tenant, &output, path).await?;
-    }
     say(std::io::stdout(), format_args!("{output:#}"));
-    Ok(())
+    match answers {
+        Some((file, path)) => download(&site, tenant, &output, file, path).await,
+        None => Ok(()),
+    }
 }
 
 impl Work {
@@ -287,7 +293,7 @@ async fn submit(site: &Site, kind: &str, payload: impl Serialize, input: Option<
 /// Carries a file to the bucket.
 async fn upload(site: &Site, tenant: &TenantId, path: &Path, id: FileId) -> Result<FileId> {
     let fail = |error| io("read file", path, error);
-    let mut file = std::fs::File::open(path).map_err(fail)?;
+    let mut file = File::open(path).map_err(fail)?;
     let (mut upload, mut buffer) = (site.files().upload(tenant, id), vec![0; 1 << 20]);
     loop {
         match file.read(&mut buffer).map_err(fail)? {
@@ -299,15 +305,24 @@ async fn upload(site: &Site, tenant: &TenantId, path: &Path, id: FileId) -> Resu
     upload.finish(NewFile::new(name, "batch")).await.map(|file| file.id)
 }
 
-/// Carries the file that a job has left to `path`.
-async fn download(site: &Site, tenant: &TenantId, output: &Value, path: &Path) -> Result<()> {
+/// Opens the file at `path` for the answers of `work`. What is in it stays until they are there.
+fn open_answers(work: &Work, path: &Path) -> Result<File> {
+    if !matches!(work, Work::Enrich(_) | Work::Label(_)) {
+        return Err(Error::invalid("order work", "this kind of work leaves no file; leave --output out"));
+    }
+    let opened = File::options().write(true).create(true).truncate(false).open(path);
+    opened.map_err(|error| io("open file of answers", path, error))
+}
+
+/// Carries the file that a job has left to `written`, the file at `path`.
+async fn download(site: &Site, tenant: &TenantId, output: &Value, mut written: File, path: &Path) -> Result<()> {
     let refuse = |message: &'static str| Error::invalid("write answers", message);
     let id = output["output_file_id"].as_str().and_then(|id| id.strip_prefix("file-")?.parse::<FileId>().ok());
-    let id = id.ok_or_else(|| refuse("this kind of work leaves no file; leave --output out"))?;
+    let id = id.ok_or_else(|| refuse("the result names no file of answers"))?;
     let files = site.files();
     let file = files.get(tenant, id).await?.ok_or_else(|| refuse("the file of answers is there no more"))?;
     let fail = |error| io("write answers", path, error);
-    let mut written = std::fs::File::create(path).map_err(fail)?;
+    written.set_len(0).map_err(fail)?;
     let mut parts = files.read(tenant, &file);
     while let Some(part) = parts.try_next().await? {
         std::io::Write::write_all(&mut written, &part).map_err(fail)?;

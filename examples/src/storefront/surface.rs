@@ -14,7 +14,7 @@ use hybrid_core::{
 };
 use hybrid_local::SqliteOutbox;
 use hybrid_sync::{
-    batch::{EmbedRows, Enrich, Summarise},
+    batch::{Enrich, Summarise},
     job::QueuedJobs,
     worker::JobHandler,
 };
@@ -91,15 +91,14 @@ pub struct Surface {
     pub openai_api_key: Option<OpenAiKey>,
 }
 
-/// Batches that customers may order. What concerns the kitchen's own models is none of theirs.
+/// Batches that customers may order. What concerns the kitchen's own models and its own index is none of theirs: documents that they find and remove again go to
+/// `/v1/vectors`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Batch {
     /// A model asked about each row of a file.
     Enrich,
     /// One text of all rows.
     Summarise,
-    /// A vector of each row into the index.
-    Embed,
 }
 
 impl Batch {
@@ -107,7 +106,6 @@ impl Batch {
         match self {
             Self::Enrich => Enrich::KIND,
             Self::Summarise => Summarise::KIND,
-            Self::Embed => EmbedRows::KIND,
         }
     }
 }

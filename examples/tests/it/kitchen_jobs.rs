@@ -252,6 +252,7 @@ struct Kitchen {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
     kinds: Vec<String>,
+    lacking: Vec<String>,
 }
 
 impl Kitchen {
@@ -261,9 +262,9 @@ impl Kitchen {
         command.args(arguments).kill_on_drop(true).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut kitchen = Self { child, lines, kinds: Vec::new() };
-        let Some(KitchenEvent::Ready { kinds, .. }) = kitchen.event().await else { panic!("it is not ready") };
-        kitchen.kinds = kinds;
+        let mut kitchen = Self { child, lines, kinds: Vec::new(), lacking: Vec::new() };
+        let Some(KitchenEvent::Ready { kinds, lacking, .. }) = kitchen.event().await else { panic!("it is not ready") };
+        (kitchen.kinds, kitchen.lacking) = (kinds, lacking);
         kitchen
     }
 
@@ -302,6 +303,17 @@ impl Kitchen {
 
 async fn send(site: &Site, job: &Job) {
     job::submit(&*site.queue().await.unwrap().jobs, &*site.store(), job).await.unwrap();
+}
+
+/// Waits until the one job on the queue waits for its next delivery.
+async fn given_back(site: &Site) {
+    let queue = site.queue().await.unwrap().jobs;
+    let waiting = async {
+        while queue.depth().await.unwrap().delayed == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("nobody has had it");
 }
 
 async fn output<T: serde::de::DeserializeOwned>(site: &Site, job: &Job) -> T {
@@ -436,14 +448,28 @@ async fn what_is_ordered_by_hand_is_done_and_what_the_kitchen_lacks_is_said() {
         (done.status.success().then(|| serde_json::from_str::<Value>(&said).unwrap_or_default()), errors)
     };
 
-    // Without models there are none of these; whoever looks is told which flag is missing.
-    let (sent, _) = order(&["enrich", &rows, "--prompt", "{{text}}", "--schema", &schema]).await;
-    assert!(sent.is_some());
-    let mut kitchen = Kitchen::start(folder.path(), &[]).await;
+    // What can never be written is refused before anything is ordered.
+    let nowhere = folder.path().join("nowhere/answers.jsonl").display().to_string();
+    let embed = ["embed", &rows, "--text", "{{text}}"];
+    let label = ["label", rows.as_str()];
+    for (output, work, said) in [(&answers, &embed[..], "leaves no file"), (&nowhere, &label, "nowhere/answers.jsonl")]
+    {
+        let (refused, errors) = order(&[&["--output", output], work].concat()).await;
+        assert!(refused.is_none() && errors.contains(said), "{errors}");
+    }
+    assert_eq!(site.queue().await.unwrap().jobs.depth().await.unwrap().ready, 0);
+
+    // Without models there are none of these: a kitchen says which flag it would need, and leaves their jobs to one that has it.
+    let payload = json!({ "prompt": "{{text}}", "schema": { "enum": ["yes", "no"] }, "sampling": { "max_tokens": 8 } });
+    let left = job(&site, "enrich", payload, Some("{\"text\": \"ten rolls\"}\n")).await;
+    send(&site, &left).await;
+    let kitchen = Kitchen::start(folder.path(), &[]).await;
     assert_eq!(kitchen.kinds, ["train", "evaluate", "label", "quantize"]);
-    let Some(KitchenEvent::Failed { error, .. }) = kitchen.event().await else { panic!("it says nothing") };
-    assert!(error.contains("lacks a chat model: start it with --chat") && error.contains("enrich"), "{error}");
-    kitchen.finish().await;
+    let needs = |kind: &str| kitchen.lacking.iter().find(|said| said.starts_with(kind)).map(String::as_str);
+    assert_eq!(needs("enrich"), Some("enrich, which needs a chat model: start it with --chat"));
+    assert_eq!(needs("embed"), Some("embed, which needs an embedder and an index: start it with --embed and --index"));
+    given_back(&site).await;
+    assert!(kitchen.finish().await.is_empty());
 
     let (chat, embed) = (chat(), format!("file:{}", fixture("bert/bert").display()));
     let flags = ["--chat", &chat, "--chat-context", "256", "--embed", &embed, "--index", &index];
@@ -460,6 +486,8 @@ async fn what_is_ordered_by_hand_is_done_and_what_the_kitchen_lacks_is_said() {
     assert_eq!(summarised.expect(&errors)["requests"], json!(1));
     let (embedded, errors) = order(&["--wait", "embed", &rows, "--text", "{{text}}", "--key", "{{text}}"]).await;
     assert_eq!(embedded.expect(&errors)["failed"], json!(0));
+    let taken: Enriched = output(&site, &left).await;
+    assert_eq!(taken.rows, 1);
     let (refused, errors) = order(&["--wait", "quantize", "nothing"]).await;
     assert!(refused.is_none() && errors.contains("no such model"), "{errors}");
     let (refused, errors) = order(&["embed", &rows, "--text", "{{text"]).await;
