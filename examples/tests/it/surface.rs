@@ -119,7 +119,7 @@ async fn a_customer_keeps_documents_and_records_over_a_restart_until_they_are_re
 }
 
 /// The same with more flags, in an environment that has more.
-pub async fn keeps_documents_and_records(more: &[&str], environment: &[(&str, &str)]) {
+pub(crate) async fn keeps_documents_and_records(more: &[&str], environment: &[(&str, &str)]) {
     let folder = tempfile::tempdir().unwrap();
     let model = OpenAiServer::start().await.unwrap();
     // Embeds a text by its first letter.
@@ -202,7 +202,7 @@ async fn batches_may_be_ordered_where_they_are_offered_and_no_other_kind() {
     let mut storefront = Running::start(env!("CARGO_BIN_EXE_storefront"), &flags);
     let root = storefront.line();
     let client = Client::new();
-    for (kind, taken) in [("enrich", 202), ("label", 202), ("summarise", 404), ("embed", 404), ("train", 404)] {
+    for (kind, taken) in [("enrich", 202), ("label", 202), ("summarise", 400), ("embed", 400), ("train", 400)] {
         let (status, said) = answer(client.post(format!("{root}/v1/jobs")).json(&json!({ "kind": kind }))).await;
         assert_eq!(status, taken, "{kind}: {said}");
         assert!(taken == 202 || said.to_string().contains("enrich"), "{said}");

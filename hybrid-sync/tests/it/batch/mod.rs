@@ -16,9 +16,9 @@ use std::{
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use hybrid_core::{
-    ArtifactStore, BackendProfile, BoxStream, CallContext, Cancellation, Event, FileId, Files, InferenceBackend,
-    JobKind, JobQueue, Limits, Locality, ManualClock, NewFile, Reply, ReplyMeta, Result, SeededIds, ServedModel, Task,
-    TenantId, Usage,
+    ArtifactStore, BackendProfile, BoxStream, CallContext, Cancellation, DataPolicy, Event, FileId, Files,
+    InferenceBackend, JobKind, JobQueue, Limits, Locality, ManualClock, NewFile, Reply, ReplyMeta, Result, SeededIds,
+    ServedModel, Task, TenantId, Usage,
     inference::stream_reply,
     memory::{MemoryQueue, MemoryQueueOptions, MemoryStore},
 };
