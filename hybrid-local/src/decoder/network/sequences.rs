@@ -22,9 +22,11 @@ pub(in crate::decoder) struct Sequences {
     tokens: Vec<u32>,
     lengths: Vec<usize>,
     pub(super) spans: Spans,
-    /// By length and window, made when they are asked for first, as fused operators know what a row sees; `None` where a token sees all.
-    masks: RefCell<BTreeMap<(usize, Option<usize>), Option<Tensor>>>,
+    /// Made when they are asked for first, as fused operators know what a row sees; `None` where a token sees all.
+    masks: RefCell<BTreeMap<LengthAndWindow, Option<Tensor>>>,
 }
+
+type LengthAndWindow = (usize, Option<usize>);
 
 impl Sequences {
     pub(in crate::decoder) fn new<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
