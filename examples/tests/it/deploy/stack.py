@@ -58,16 +58,6 @@ def policy(role):
     return {"Statement": [statement for document in documents for statement in document["Statement"]]}
 
 
-def table(name):
-    dynamodb = client("dynamodb")
-    backups = dynamodb.describe_continuous_backups(TableName=name)["ContinuousBackupsDescription"]
-    return {
-        "keys": [key["AttributeName"] for key in dynamodb.describe_table(TableName=name)["Table"]["KeySchema"]],
-        "ends_by": dynamodb.describe_time_to_live(TableName=name)["TimeToLiveDescription"].get("AttributeName"),
-        "recovery": backups["PointInTimeRecoveryDescription"]["PointInTimeRecoveryStatus"],
-    }
-
-
 encryption = s3.get_bucket_encryption(Bucket=bucket)["ServerSideEncryptionConfiguration"]["Rules"][0]
 alarms = client("cloudwatch").describe_alarms()["MetricAlarms"]
 sts = client("sts")
@@ -86,7 +76,6 @@ print(
             "bucket_policy": json.loads(s3.get_bucket_policy(Bucket=bucket)["Policy"]),
             "queue": attributes(outputs["QueueUrl"]),
             "dead_letters": attributes(outputs["DeadLetterQueueUrl"]),
-            "records": table(outputs["RecordsTable"]) if "RecordsTable" in outputs else None,
             "alarms": sorted(alarm["MetricName"] for alarm in alarms),
             "roles": {role: policy(name) for role, name in roles.items()},
             "credentials": {role: [str(assume(role)[key]) for key in ("AccessKeyId", "SecretAccessKey", "SessionToken")] for role in roles},
