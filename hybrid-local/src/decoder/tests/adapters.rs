@@ -125,6 +125,18 @@ fn an_adapter_reads_the_same_from_every_format() {
     }
 }
 
+/// Writes the model with other values, and reads them.
+fn check_replaced(base: &Path, files: &ModelFiles, to: &Path) {
+    let values = changed(files);
+    crate::decoder::adapter::replace(base, &files.config, to, values.clone()).unwrap();
+    let read = ModelFiles::open(to).unwrap();
+    for (name, array) in &values {
+        let tensor = read.weights.take(name, &array.shape, &candle_core::Device::Cpu).unwrap();
+        let tensor = tensor.dense(&candle_core::Device::Cpu).unwrap().flatten_all().unwrap();
+        assert_eq!(tensor.to_vec1::<f32>().unwrap(), array.floats().unwrap(), "{name}");
+    }
+}
+
 /// Other values of all of a model's tensors, by the names of Hugging Face's files.
 fn changed(files: &ModelFiles) -> crate::tensors::Tensors {
     let of = |spec: crate::decoder::tensors::TensorSpec| {
@@ -160,14 +172,7 @@ fn layers_that_lie_in_one_matrix_of_the_files_are_changed_there() {
     LoraAdapter::open(&at("less")).unwrap().export(&base, AdapterFormat::Merged, &at("merged-less")).unwrap();
     assert_all_near(&logits_of(&at("merged-less"), None), &logits_of(&base, Some(&one)), 0.03, "one layer");
 
-    let values = changed(&files);
-    crate::decoder::adapter::replace(&base, &files.config, &at("other"), values.clone()).unwrap();
-    let read = ModelFiles::open(&at("other")).unwrap();
-    for (name, array) in &values {
-        let tensor = read.weights.take(name, &array.shape, &candle_core::Device::Cpu).unwrap();
-        let tensor = tensor.dense(&candle_core::Device::Cpu).unwrap().flatten_all().unwrap();
-        assert_eq!(tensor.to_vec1::<f32>().unwrap(), array.floats().unwrap(), "{name}");
-    }
+    check_replaced(&base, &files, &at("other"));
 }
 
 #[test]
@@ -193,14 +198,7 @@ fn a_model_that_sees_pictures_is_changed_under_its_own_names() {
     original.write_peft(&at("ours"), None).unwrap();
     LoraAdapter::open(&at("ours")).unwrap().export(&base, AdapterFormat::Merged, &at("merged")).unwrap();
     assert_all_near(&logits_of(&at("merged"), None), &logits_of(&base, Some(&original)), 0.03, "merged");
-    let values = changed(&files);
-    crate::decoder::adapter::replace(&base, &files.config, &at("other"), values.clone()).unwrap();
-    let read = ModelFiles::open(&at("other")).unwrap();
-    for (name, array) in &values {
-        let tensor = read.weights.take(name, &array.shape, &candle_core::Device::Cpu).unwrap();
-        let tensor = tensor.dense(&candle_core::Device::Cpu).unwrap().flatten_all().unwrap();
-        assert_eq!(tensor.to_vec1::<f32>().unwrap(), array.floats().unwrap(), "{name}");
-    }
+    check_replaced(&base, &files, &at("other"));
 }
 
 #[test]

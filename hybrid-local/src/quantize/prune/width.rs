@@ -171,7 +171,8 @@ impl WidthPruner {
 
     /// Makes the folder `target` of the model in `folder` without those parts. The numbers of all others stay as they are, bit for bit.
     ///
-    /// The folder appears when it is whole and was read back. Needs a tokio runtime: the work runs on its blocking threads.
+    /// The folder appears when it is whole and was read back. Of a Phi 3 with fewer heads `transformers` refuses the configuration, whose positions it counts by the number of heads
+    /// whatever `head_dim` says; this crate reads it. Needs a tokio runtime: the work runs on its blocking threads.
     ///
     /// # Errors
     /// [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) for parts that the model has not, for all of them, and for layers that lose different numbers;
