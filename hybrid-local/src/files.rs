@@ -79,6 +79,7 @@ pub(crate) fn copy(from: &Path, folder: &Path) -> Result<PathBuf> {
 }
 
 /// Removes a file that may be gone already.
+#[cfg_attr(not(feature = "decoder"), allow(dead_code))]
 pub(crate) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove file", path, error)),
