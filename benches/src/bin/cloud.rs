@@ -44,7 +44,11 @@ fn s3(runtime: &Runtime) -> Vec<Figure> {
         // The first calls make connections, and what is read.
         let (_, mine) = site.put(runtime, &ours, load);
         let (_, theirs) = site.put(runtime, &bare, load);
-        let puts = rounds(|| rate(site.put(runtime, &ours, load).0), || rate(site.put(runtime, &bare, load).0));
+        let put = |side| {
+            settle();
+            rate(site.put(runtime, side, load).0)
+        };
+        let puts = rounds(|| put(&ours), || put(&bare));
         // Either reads what the other has written.
         let gets =
             rounds(|| rate(site.get(runtime, &ours, load, &theirs)), || rate(site.get(runtime, &bare, load, &mine)));
@@ -57,6 +61,11 @@ fn s3(runtime: &Runtime) -> Vec<Figure> {
     let lists = rounds(|| rate(site.list(runtime, &ours, &listed)), || rate(site.list(runtime, &bare, &listed)));
     figures.push(Figure::rate(&format!("s3: list {LISTED} objects"), "objects/s", SDK, &lists, GOAL));
     figures
+}
+
+/// What one turn leaves to be written must not slow the next.
+fn settle() {
+    assert!(must(Command::new("sync").status()).success(), "sync failed");
 }
 
 fn sqs(runtime: &Runtime) -> Vec<Figure> {
@@ -79,15 +88,14 @@ fn model(runtime: &Runtime) -> Vec<Figure> {
     let path = file.path.display().to_string();
     let copy = |round: usize| (site.url(&format!("copy-{round}")), folder.path().join(format!("copy-{round}")));
     let rate = |took: Duration| MIB as f64 / took.as_secs_f64();
-    // What one turn leaves to be written must not slow the next.
-    let settle = || assert!(must(Command::new("sync").status()).success(), "sync failed");
-    // What the command line needs to start at all is not its copying: it is measured beside each of its copies, and taken off.
+    // What the command line needs to start at all is not its copying: it is measured beside each of its copies, and taken off in a row of its own.
     let starts = RefCell::new(Vec::new());
     let moved = |from: &str, to: &str| {
         let start = cli.start();
         settle();
         starts.borrow_mut().push(start.as_secs_f64());
-        rate(cli.copy(from, to).saturating_sub(start))
+        let took = cli.copy(from, to);
+        [rate(took), rate(took.saturating_sub(start))]
     };
 
     // Where a round has published, and what.
@@ -102,7 +110,7 @@ fn model(runtime: &Runtime) -> Vec<Figure> {
             settle();
             let (took, version) = timed(|| runtime.block_on(registry.publish(1, file.clone(), None)));
             published.push((registry, version.manifest));
-            rate(took)
+            [rate(took); 2]
         },
         || moved(&path, &copy(uploads.next().unwrap_or_default()).0),
     );
@@ -112,21 +120,25 @@ fn model(runtime: &Runtime) -> Vec<Figure> {
         || {
             let (registry, manifest) = must(versions.next().ok_or("a round has published nothing"));
             settle();
-            rate(timed(|| runtime.block_on(registry.fetch(*manifest))).0)
+            [rate(timed(|| runtime.block_on(registry.fetch(*manifest))).0); 2]
         },
         || {
             let (url, file) = copy(downloads.next().unwrap_or_default());
             moved(&url, &file.display().to_string())
         },
     );
-    let peer = format!("{} s3 cp, without its start", cli.version());
+    let (whole, copying) = (format!("{} s3 cp", cli.version()), format!("{} s3 cp, without its start", cli.version()));
     let start = median(starts.take());
     let start = format!("{} ({} doing nothing)", time(Duration::from_secs_f64(start)), cli.version());
-    vec![
-        Figure::rate(&format!("model: publish {MIB} MiB to S3"), "MiB/s", &peer, &publishes, Some(1.0)),
-        Figure::rate(&format!("model: fetch {MIB} MiB from S3"), "MiB/s", &peer, &fetches, Some(1.0)),
-        Figure::told("model: the command line's own start, taken off its times", String::new(), start),
-    ]
+    let mut figures = Vec::new();
+    for (verb, way, rounds) in [("publish", "to", publishes), ("fetch", "from", fetches)] {
+        let name = format!("model: {verb} {MIB} MiB {way} S3");
+        let of = |i: usize| rounds.iter().map(|(ours, peer)| (ours[i], peer[i])).collect::<Vec<_>>();
+        figures.push(Figure::rate(&name, "MiB/s", &whole, &of(0), Some(1.0)));
+        figures.push(Figure::rate(&name, "MiB/s", &copying, &of(1), None));
+    }
+    figures.push(Figure::told("model: the command line's own start", String::new(), start));
+    figures
 }
 
 fn function(runtime: &Runtime) -> Vec<Figure> {
