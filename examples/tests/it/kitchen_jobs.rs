@@ -41,8 +41,9 @@ use tokio::{
     process::{Child, ChildStdout, Command},
 };
 
+use crate::app::{PATIENCE, until};
+
 const DEVICE: DeviceChoice = DeviceChoice::Cpu;
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Tiny models with random weights.
 fn fixture(name: &str) -> PathBuf {
@@ -308,12 +309,7 @@ async fn send(site: &Site, job: &Job) {
 /// Waits until the one job on the queue waits for its next delivery.
 async fn given_back(site: &Site) {
     let queue = site.queue().await.unwrap().jobs;
-    let waiting = async {
-        while queue.depth().await.unwrap().delayed == 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waiting).await.expect("nobody has had it");
+    until("somebody has had it", async || (queue.depth().await.unwrap().delayed > 0).then_some(())).await;
 }
 
 async fn output<T: serde::de::DeserializeOwned>(site: &Site, job: &Job) -> T {

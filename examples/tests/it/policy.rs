@@ -35,7 +35,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::app::answer;
+use crate::app::{answer, until};
 
 /// A server elsewhere: counts the bytes that reach it.
 #[derive(Debug)]
@@ -318,16 +318,11 @@ async fn what_a_key_may_not_send_away_no_job_of_its_own_sends_away_either() {
         let (status, job) = answer(client.post(format!("{root}/jobs")).bearer_auth(key).json(&order)).await;
         assert_eq!(status, 202, "{job}");
         let url = format!("{root}/jobs/{}", job["id"].as_str().unwrap());
-        let ends = async {
-            loop {
-                let (_, job) = answer(client.get(&url).bearer_auth(key)).await;
-                if job["status"] != "queued" {
-                    return job;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let job = tokio::time::timeout(Duration::from_secs(60), ends).await.expect("the job does not end");
+        let job = until("the job ends", async || {
+            let (_, job) = answer(client.get(&url).bearer_auth(key)).await;
+            (job["status"] != "queued").then_some(job)
+        })
+        .await;
         assert_eq!(job["status"], ended, "{job}");
         assert_eq!(job["error"]["code"] == "policy_denied", ended == "failed", "{job}");
         assert_eq!(far.asked().len(), 1, "the row went once: {job}");

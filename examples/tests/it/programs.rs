@@ -26,7 +26,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::small_disk::SmallDisk;
+use crate::{app::until, small_disk::SmallDisk};
 
 fn program(path: &str, arguments: &[&str], site: &Path) -> Command {
     let mut command = Command::new(path);
@@ -221,13 +221,7 @@ async fn a_job_that_fails_too_often_is_told_to_stand_still_and_an_operator_decid
     // A kitchen notices by itself.
     let mut kitchen = program(env!("CARGO_BIN_EXE_kitchen"), &["--until-input-ends"], folder.path()).spawn().unwrap();
     let stalled = async |id| desk.status(&tenant, id).await.unwrap().unwrap().stalled.is_some();
-    tokio::time::timeout(Duration::from_secs(60), async {
-        while !(stalled(first).await && stalled(second).await) {
-            site.clock().sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await
-    .expect("the kitchen does not tell");
+    until("the kitchen tells", async || (stalled(first).await && stalled(second).await).then_some(())).await;
     drop(kitchen.stdin.take());
     assert!(ends(kitchen).await.success());
 

@@ -14,7 +14,7 @@ use reqwest::Client;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::app::answer;
+use crate::app::{answer, until};
 
 /// A kind of failure, its name in orders, and the code that the customer reads.
 const FAILURES: [(ErrorKind, &str, &str); 8] = [
@@ -89,30 +89,21 @@ async fn a_customer_never_sees_the_kitchens_paths_in_what_becomes_of_a_job() {
     });
     // What is tried again has one try here, and stands still until somebody gives it up.
     let dead = DeadJobs::new(queue.clone(), store.clone(), clock);
-    let given_up = tokio::time::timeout(Duration::from_secs(60), async {
-        loop {
-            let letters = dead.list().await.unwrap();
-            if letters.len() == 2 {
-                break letters.into_iter().map(|found| found.letter.id).collect::<Vec<_>>();
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    let letters = until("both stand still", async || {
+        let letters = dead.list().await.unwrap();
+        (letters.len() == 2).then_some(letters)
     });
-    dead.give_up(&given_up.await.unwrap()).await.unwrap();
+    let letters: Vec<_> = letters.await.into_iter().map(|found| found.letter.id).collect();
+    dead.give_up(&letters).await.unwrap();
 
     let known = ["object", "id", "kind", "status", "request_id", "created_at", "finished_at", "output", "error"];
     for (name, code, url) in ordered {
-        let ended = tokio::time::timeout(Duration::from_secs(60), async {
-            loop {
-                let (status, job) = answer(client.get(&url)).await;
-                assert_eq!(status, 200, "{job}");
-                if matches!(job["status"].as_str(), Some("succeeded" | "failed")) {
-                    return job;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        });
-        let job = ended.await.unwrap();
+        let job = until("the job ends", async || {
+            let (status, job) = answer(client.get(&url)).await;
+            assert_eq!(status, 200, "{job}");
+            matches!(job["status"].as_str(), Some("succeeded" | "failed")).then_some(job)
+        })
+        .await;
         let text = job.to_string();
         for secret in ["of-anna", "scratch", "safetensors", "no such file"] {
             assert!(!text.contains(secret), "{name}: {text}");

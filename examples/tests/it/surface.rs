@@ -3,14 +3,13 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use hybrid_cloud::testkit::openai::{Answer, OpenAiServer, chat_completion};
 use reqwest::{Client, multipart};
 use serde_json::{Value, json};
 
-use crate::app::{self, Running, answer};
+use crate::app::{self, Running, answer, until};
 
 /// Makes a key for each of the tenants, and their list.
 fn keys(folder: &Path, tenants: [&str; 2]) -> (PathBuf, [String; 2]) {
@@ -78,17 +77,12 @@ async fn a_customer_with_a_key_chats_and_orders_work_and_everything_is_audited()
 
     let kitchen = Running::start(env!("CARGO_BIN_EXE_kitchen"), &["--site", site, "--device", "cpu"]);
     let path = at(&format!("/jobs/{}", job["id"].as_str().unwrap()));
-    let job = tokio::time::timeout(Duration::from_secs(60), async {
-        loop {
-            let (status, job) = answer(client.get(&path).bearer_auth(&bakery)).await;
-            assert_eq!(status, 200, "{job}");
-            if job["status"] != "queued" {
-                return job;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    });
-    let job = job.await.unwrap();
+    let job = until("the job ends", async || {
+        let (status, job) = answer(client.get(&path).bearer_auth(&bakery)).await;
+        assert_eq!(status, 200, "{job}");
+        (job["status"] != "queued").then_some(job)
+    })
+    .await;
     assert_eq!((&job["status"], &job["output"]["version"]), (&json!("succeeded"), &json!(2)), "{job}");
     let counted: u64 = job["output"]["labels"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
     assert_eq!(counted, 800);

@@ -183,10 +183,10 @@ impl fmt::Debug for StaticCredentials {
     }
 }
 
-/// Four attempts, waits of at most 20 s.
+/// Six attempts, waits of at most 20 s: where one call in twenty fails for a moment, one in sixty million fails for good.
 impl Default for Retry {
     fn default() -> Self {
-        Self { attempts: 4, max_backoff: Duration::from_secs(20), adaptive: false }
+        Self { attempts: 6, max_backoff: Duration::from_secs(20), adaptive: false }
     }
 }
 

@@ -302,12 +302,10 @@ impl From<Error> for ApiError {
             ErrorKind::Unsupported => (StatusCode::BAD_REQUEST, INVALID, "unsupported", None),
             ErrorKind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, "too_large", None),
             ErrorKind::PolicyDenied => (StatusCode::FORBIDDEN, "permission_error", "policy_denied", None),
-            ErrorKind::RateLimited => (
-                StatusCode::TOO_MANY_REQUESTS,
-                "rate_limit_error",
-                "rate_limited",
-                Some("too many calls; try again later"),
-            ),
+            // It was the storefront that asked too often; 429 tells a customer that the customer did.
+            ErrorKind::RateLimited => {
+                (StatusCode::SERVICE_UNAVAILABLE, SERVER, "overloaded", Some("too many requests at once; try again"))
+            }
             ErrorKind::Unavailable | ErrorKind::ResourceExhausted | ErrorKind::Cancelled => {
                 (StatusCode::SERVICE_UNAVAILABLE, SERVER, "unavailable", Some("the service is away for now; try again"))
             }
@@ -370,7 +368,7 @@ mod tests {
             (ErrorKind::Unsupported, 400, "unsupported"),
             (ErrorKind::TooLarge, 413, "too_large"),
             (ErrorKind::PolicyDenied, 403, "policy_denied"),
-            (ErrorKind::RateLimited, 429, "rate_limited"),
+            (ErrorKind::RateLimited, 503, "overloaded"),
             (ErrorKind::Unavailable, 503, "unavailable"),
             (ErrorKind::ResourceExhausted, 503, "unavailable"),
             (ErrorKind::Cancelled, 503, "unavailable"),

@@ -138,9 +138,8 @@
 //! | 415 | `invalid_request_error` | `unsupported_media_type`, `unsupported_encoding` | not `application/json`, no form where a form is asked for, or compressed |
 //! | 429 | `rate_limit_error` | `rate_limit_exceeded` | the tenant's requests, tokens or streams are at their [quota](TenantQuota); `x-should-retry: true` |
 //! | 429 | `insufficient_quota` | `insufficient_quota` | the tenant's [budget](Budget) is used up until midnight UTC; `x-should-retry: false` |
-//! | 429 | `rate_limit_error` | `rate_limited` | [`RateLimited`](hybrid_core::ErrorKind::RateLimited) |
 //! | 500 | `server_error` | `internal_error` | a panic, or any kind not in this table: what a backend does not find or may not do is not the customer's fault |
-//! | 503 | `server_error` | `unavailable`, `overloaded`, `not_ready` | [`Unavailable`](hybrid_core::ErrorKind::Unavailable), [`ResourceExhausted`](hybrid_core::ErrorKind::ResourceExhausted), [`Cancelled`](hybrid_core::ErrorKind::Cancelled); too many requests at once; not ready |
+//! | 503 | `server_error` | `unavailable`, `overloaded`, `not_ready` | [`Unavailable`](hybrid_core::ErrorKind::Unavailable), [`ResourceExhausted`](hybrid_core::ErrorKind::ResourceExhausted), [`Cancelled`](hybrid_core::ErrorKind::Cancelled); `overloaded`: too many requests at once, or a port is [`RateLimited`](hybrid_core::ErrorKind::RateLimited); not ready |
 //! | 504 | `server_error` | `timeout` | [`Timeout`](hybrid_core::ErrorKind::Timeout), or the request's time is up |
 //! | 507 | `server_error` | `storage_full` | [`StorageFull`](hybrid_core::ErrorKind::StorageFull) |
 //!

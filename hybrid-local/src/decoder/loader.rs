@@ -35,8 +35,8 @@ const DEFAULT_CONTEXT: usize = 4_096;
 ///   and llama.cpp; the reference implementation decides anew for each text.
 /// - Weights, and the keys and values of as many full contexts as there are [streams](Self::with_streams), have to fit into the memory that
 ///   is free and into the limit set, else it is [`ResourceExhausted`](hybrid_core::ErrorKind::ResourceExhausted), before the weights are read. Free
-///   memory is known on Linux alone; elsewhere set a limit. Weights in half precision are widened to single; but where
-///   the device is an accelerator that multiplies bfloat16, matrices in it stay as they are, and so do their inputs become.
+///   memory is known on Linux alone; elsewhere set a limit. Weights in half precision are widened to single; but on
+///   an accelerator that multiplies bfloat16, matrices in bfloat16 stay so, and what they are multiplied with is rounded to it.
 /// - The backend refuses a conversation that fills the context with [`TooLarge`](hybrid_core::ErrorKind::TooLarge), which names both lengths; what a request asks
 ///   for and the model cannot do with `Unsupported`, which names the field. What changes nothing of the answer is left out with the note
 ///   `ignored`.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::{
     dense::{Panels, Rows},
     fused::{cpu_slice, slice, tensor},
-    kernels::{Onto, Strides, add_all, padded, product, softmax, softmax_slopes, vectorised},
+    kernels::{Onto, Strides, add, padded, product, softmax, softmax_slopes, vectorised},
     matrix::Matrix,
     simd::{Simd, Work, dispatch},
 };
@@ -115,7 +115,7 @@ impl Unit {
             let (place, values) = (&mut whole[from..from + width.head], &values[..width.head]);
             match onto {
                 Onto::Nothing => place.copy_from_slice(values),
-                Onto::Before => add_all(place, values),
+                Onto::Before => add(place, values),
             }
         }
     }

@@ -79,6 +79,7 @@ pub(super) fn squares(values: &[f32]) -> f64 {
 }
 
 /// Adds `values` to `sums`, one to each.
+#[cfg(feature = "decoder")]
 pub(super) fn add_all(sums: &mut [f32], values: &[f32]) {
     sums.par_chunks_mut(SHARE)
         .zip(values.par_chunks(SHARE))

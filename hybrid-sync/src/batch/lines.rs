@@ -1,3 +1,5 @@
+//! The lines of a file that comes in parts.
+
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
 use hybrid_core::{BoxStream, Error, Result};

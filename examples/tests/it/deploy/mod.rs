@@ -8,7 +8,7 @@ mod bedrock;
 mod data;
 mod gate;
 
-use std::{collections::BTreeSet, path::Path, process::Command, time::Duration};
+use std::{collections::BTreeSet, path::Path, process::Command};
 
 use hybrid_cloud::{
     aws::{AwsConfig, AwsOptions, StaticCredentials},
@@ -23,7 +23,7 @@ use hybrid_examples::{data::Decided, quickstart::client::Client};
 use reqwest::multipart;
 use serde_json::{Value, json};
 
-use crate::app::{Running, answer};
+use crate::app::{Running, answer, until};
 use gate::{Gate, Policies};
 
 const TEMPLATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/hybrid.yaml");
@@ -31,7 +31,6 @@ const TEMPLATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/hybrid.yaml"
 const LEFT_OUT: &str = "OnlyTheJobsQueueDrops,Documents";
 const PRINCIPAL: &str = "arn:aws:iam::000000000000:role/mac-studio";
 const ROLES: [&str; 3] = ["storefront", "kitchen", "collector"];
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A deployed stack, and the gate before it.
 struct Stack {
@@ -111,18 +110,13 @@ fn data(file: &str) -> String {
 }
 
 /// Asks until the answer is as wished.
-async fn until(url: &str, wished: impl Fn(u16, &Value) -> bool) -> Value {
+async fn ask_until(url: &str, wished: impl Fn(u16, &Value) -> bool) -> Value {
     let client = reqwest::Client::new();
-    let asking = async {
-        loop {
-            let (status, said) = answer(client.get(url)).await;
-            if wished(status, &said) {
-                return said;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("{url} does not come so far"))
+    until(url, async || {
+        let (status, said) = answer(client.get(url)).await;
+        wished(status, &said).then_some(said)
+    })
+    .await
 }
 
 #[test]
@@ -163,7 +157,7 @@ async fn the_stack_comes_out_as_written_and_the_loop_runs_on_it_under_its_roles(
     let mut train = stack.program(env!("CARGO_BIN_EXE_train"), "kitchen", kitchen_site.path());
     let ordered = train.args(["--golden", &data("golden.jsonl")]).output().unwrap();
     assert!(ordered.status.success(), "{}", String::from_utf8_lossy(&ordered.stderr));
-    until(&format!("{root}/readyz"), |status, _| status == 200).await;
+    ask_until(&format!("{root}/readyz"), |status, _| status == 200).await;
     let answered = Client::new(root.clone()).unwrap().classify(&["Are you open on Sundays?"]).await.unwrap();
     assert_eq!(answered.results.len(), 1);
 
@@ -177,7 +171,7 @@ async fn the_stack_comes_out_as_written_and_the_loop_runs_on_it_under_its_roles(
     let (status, job) = answer(http.post(format!("{root}/v1/jobs")).json(&order)).await;
     assert_eq!(status, 202, "{job}");
     let path = format!("{root}/v1/jobs/{}", job["id"].as_str().unwrap());
-    let job = until(&path, |_, job| job["status"] != "queued").await;
+    let job = ask_until(&path, |_, job| job["status"] != "queued").await;
     assert_eq!((&job["status"], &job["output"]["version"]), (&json!("succeeded"), &json!(1)), "{job}");
     let output = format!("{root}/v1/files/{}", job["output"]["output_file_id"].as_str().unwrap());
     let content = http.get(format!("{output}/content")).send().await.unwrap().text().await.unwrap();

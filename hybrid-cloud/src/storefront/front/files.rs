@@ -64,7 +64,8 @@ impl Admitted {
                 None => Ok(None),
             }
         };
-        self.brief("files.link", self.told(|| json!({ "id": id })), "link file", links).await
+        let asked = self.told(|| json!({ "id": id }));
+        self.brief("files.link", asked, "link file", links).await
     }
 
     /// Checks that the caller's tenant may have one more file.
@@ -86,8 +87,8 @@ impl Admitted {
     /// A file of the caller's tenant.
     pub(crate) async fn file(&self, id: FileId) -> Result<Option<StoredFile>, ApiError> {
         let files = self.files()?;
-        self.brief("files.read", self.told(|| json!({ "id": id })), "read file", files.get(&self.principal.tenant, id))
-            .await
+        let asked = self.told(|| json!({ "id": id }));
+        self.brief("files.read", asked, "read file", files.get(&self.principal.tenant, id)).await
     }
 
     /// Some of the files of the caller's tenant.
@@ -99,13 +100,8 @@ impl Admitted {
     /// Removes a file of the caller's tenant; answers whether there was one.
     pub(crate) async fn erase_file(&self, id: FileId) -> Result<bool, ApiError> {
         let files = self.files()?;
-        self.brief(
-            "files.delete",
-            self.told(|| json!({ "id": id })),
-            "erase file",
-            files.erase(&self.principal.tenant, id),
-        )
-        .await
+        let asked = self.told(|| json!({ "id": id }));
+        self.brief("files.delete", asked, "erase file", files.erase(&self.principal.tenant, id)).await
     }
 
     /// Begins to read a file of the caller's tenant, or of it what is chosen.

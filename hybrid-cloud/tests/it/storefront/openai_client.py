@@ -168,7 +168,7 @@ raises(openai.BadRequestError, lambda: client.embeddings.create(model="vectors",
 raises(openai.BadRequestError, lambda: client.responses.create(model="loaf-1", input="hi", previous_response_id="r"), param="previous_response_id")
 raises(openai.PermissionDeniedError, ask("far"), code="policy_denied")
 raises(openai.NotFoundError, ask("nobody"), code="model_not_found", param="model")
-raises(openai.RateLimitError, ask("busy"), code="rate_limited")
+raises(openai.InternalServerError, ask("busy"), code="overloaded", status_code=503)
 raises(openai.InternalServerError, ask("away"), code="unavailable", status_code=503)
 raises(openai.InternalServerError, ask("slow"), code="timeout", status_code=504)
 error = raises(openai.InternalServerError, ask("broken"), code="internal_error", status_code=500)
@@ -188,7 +188,7 @@ nobody = OpenAI(base_url="http://127.0.0.1:9/v1", api_key="any", max_retries=0, 
 raises(openai.APIConnectionError, lambda: nobody.models.list())
 
 # What fails before the first piece has its class in a stream too; what fails later raises inside it.
-raises(openai.RateLimitError, ask("busy", stream=True))
+raises(openai.InternalServerError, ask("busy", stream=True), status_code=503)
 stream = ask("breaks", stream=True)()
 seen = []
 

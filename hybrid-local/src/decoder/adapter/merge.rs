@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
@@ -165,7 +165,8 @@ fn rewrite(
     }
     let mut changed = BTreeMap::new();
     for (path, _) in read.files() {
-        let copied = copy(path, to)?;
+        let copied = to.join(path.file_name().unwrap_or_default());
+        fs::copy(path, &copied).map_err(|error| io_error(OPERATION, &copied, error))?;
         let shard = Shard::open(copied.clone())?;
         for (found, name) in names.iter().filter(|(found, _)| shard.header.info(found).is_some()) {
             changed.insert(name, shard.change(found, |values| change(name, values))?);

@@ -163,6 +163,13 @@ impl Safetensors {
         self.fused?.place(name)
     }
 
+    /// What the files say of the tensor, or of the larger one that its rows are in.
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        let place = self.place(name);
+        let (shard, name) = self.find(place.as_ref().map_or(name, |place| &place.name))?;
+        shard.header.info(&name)
+    }
+
     /// Where the rows of a tensor of this shape are in the files, and the shape of what they are in.
     fn whole(&self, name: &str, shape: &[usize]) -> (Place, Vec<usize>) {
         let itself = || Place { name: name.to_owned(), first: 0, rows: shape[0], all: shape[0] };
@@ -174,23 +181,12 @@ impl Safetensors {
 
 impl Weights for Safetensors {
     fn bytes(&self, name: &str) -> u64 {
-        let bytes = |name: &str| {
-            let (shard, name) = self.find(name)?;
-            Some(4 * shard.header.info(&name)?.shape.iter().product::<usize>() as u64)
-        };
-        match self.place(name) {
-            Some(Place { name, rows, all, .. }) => bytes(&name).unwrap_or_default() / all as u64 * rows as u64,
-            None => bytes(name).unwrap_or_default(),
-        }
+        let bytes = self.info(name).map_or(0, |info| 4 * info.shape.iter().product::<usize>() as u64);
+        self.place(name).map_or(bytes, |Place { rows, all, .. }| bytes / all as u64 * rows as u64)
     }
 
     fn is_bf16_matrix(&self, name: &str) -> bool {
-        let found = match self.place(name) {
-            Some(place) => self.find(&place.name),
-            None => self.find(name),
-        };
-        let info = found.and_then(|(shard, name)| shard.header.info(&name));
-        info.is_some_and(|info| info.dtype == Dtype::BF16 && info.shape.len() == 2)
+        self.info(name).is_some_and(|info| info.dtype == Dtype::BF16 && info.shape.len() == 2)
     }
 
     fn take(&self, name: &str, shape: &[usize], device: &Device) -> Result<Stored> {

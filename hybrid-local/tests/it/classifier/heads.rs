@@ -301,14 +301,14 @@ async fn the_reference_implementation_answers_as_a_version_does() {
         let written = peers.run("head_logits.py", [site.files().as_os_str(), json!(texts).to_string().as_ref()]);
         let logits: Vec<Vec<f64>> = serde_json::from_slice(&written).unwrap();
         let temperature = candidate.metrics["temperature"];
-        let mut worst = 0f64;
+        let (mut scores, mut shares) = (Vec::new(), Vec::new());
         for (ours, logits) in ours.iter().zip(logits) {
-            let shares: Vec<f64> = logits.iter().map(|logit| (logit / temperature).exp()).collect();
-            let sum: f64 = shares.iter().sum();
-            for ((_, score), share) in by_label(ours).iter().zip(&shares) {
-                worst = worst.max((f64::from(*score) - share / sum).abs());
-            }
+            let powers: Vec<f64> = logits.iter().map(|logit| (logit / temperature).exp()).collect();
+            let sum: f64 = powers.iter().sum();
+            shares.extend(powers.iter().map(|power| (power / sum) as f32));
+            scores.extend(by_label(ours).iter().map(|(_, score)| *score));
         }
-        peers::row(&format!("classifier {family}, {method}: scores of a version"), "transformers + PEFT", worst, 1e-3);
+        let what = format!("classifier {family}, {method}: scores of a version");
+        peers::row(&what, "transformers + PEFT", peers::worst(&scores, &shares), 1e-3);
     }
 }

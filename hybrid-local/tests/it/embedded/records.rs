@@ -135,6 +135,25 @@ async fn a_deleted_records_value_is_gone_from_the_files() {
 }
 
 #[tokio::test]
+async fn what_came_and_went_since_the_file_was_last_written_anew_leaves_no_room_behind() {
+    let files = InFile::new();
+    let (store, collection) = (files.open().unwrap(), CollectionName::new("notes").unwrap());
+    let size = || fs::metadata(files.folder().join("records")).unwrap().len();
+    store.compact().await.unwrap();
+    let empty = size();
+    for turn in 0..2 {
+        let tenant = TenantId::new(format!("tenant-{turn}")).unwrap();
+        for i in 0..50 {
+            let key = RecordKey::new(format!("key-of-somebody-{}", i * 7 % 50)).unwrap();
+            let record = NewRecord::new("x".repeat(2_000));
+            store.put(&tenant, &collection, &key, record, PutCondition::Create).await.unwrap();
+        }
+        store.erase(&tenant).await.unwrap();
+        assert_eq!((size(), files.holds(b"key-of-somebody").await), (empty, Some(false)));
+    }
+}
+
+#[tokio::test]
 async fn a_file_of_another_kind_is_refused() {
     let files = InFile::new();
     drop(files.open().unwrap());

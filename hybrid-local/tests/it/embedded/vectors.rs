@@ -194,6 +194,20 @@ async fn queries_beside_changes_see_whole_records_alone() {
 }
 
 /// Whether any file of the index holds these bytes.
+#[tokio::test]
+async fn what_came_and_went_since_the_file_was_last_written_anew_leaves_no_room_behind() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("vectors");
+    let (index, size) = (open(&path, schema(64, Metric::Cosine)), || fs::metadata(&path).unwrap().len());
+    let fill = async |tenant: &TenantId| {
+        index.upsert(tenant, clustered(&mut Random::new(1), 64, 500)).await.unwrap();
+        index.drop_tenant(tenant).await.unwrap();
+        size()
+    };
+    let once = fill(&tenant("bakery")).await;
+    assert_eq!(fill(&tenant("florist")).await, once);
+}
+
 fn holds(folder: &Path, bytes: &[u8]) -> Vec<PathBuf> {
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     files.filter(|path| fs::read(path).unwrap().windows(bytes.len()).any(|window| window == bytes)).collect()
