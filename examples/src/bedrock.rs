@@ -20,6 +20,7 @@ use hybrid_core::{
     ArtifactStore, ArtifactStoreExt, BaseModel, Cancellation, CandidateOutput, ChannelName, DatasetName, DatasetRef,
     Digest, Document, Error, ErrorKind, Key, ModelName, Result, TenantId, TrainPlan, TrainRun, Trainer,
 };
+use hybrid_local::DeviceChoice;
 use hybrid_sync::registry::{FetchOptions, Namespace, Registry};
 use serde_json::Value;
 
@@ -27,6 +28,7 @@ use crate::{
     kitchen::{LogLines, signals},
     locations::{self, Locations},
     log::say,
+    models::Models,
     serving::Channels,
     site::{Site, make_folder},
 };
@@ -52,7 +54,7 @@ pub struct Args {
 /// What can be brought to Bedrock.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Action {
-    /// Imports the version of a chat model that is in service: a model in Hugging Face layout with its weights whole, as Bedrock takes them.
+    /// Imports the version of a chat model that is in service, in Hugging Face layout. An adapter is worked into its base, which has to be found on this machine.
     Import {
         /// The model.
         #[arg(long)]
@@ -143,7 +145,17 @@ async fn import(
     let staging = site.locations().open_staging().await?;
     let import = ModelImport::new(&config, staging, ModelImportOptions::new(role, Key::new("exports/import")?))?;
     let run = ImportRun { progress: Arc::new(LogLines), cancel, clock: site.clock() };
-    Ok(import.import(&id.0, digest, &fetched.folder, &run).await?.arn)
+    let merged = site.kitchen().join("bedrock").join(id.0.as_str()).join("merged");
+    let whole = Models::open(DeviceChoice::Cpu)?.whole(&fetched.manifest, &fetched.folder, &merged).await?;
+    let imported = import.import(&id.0, digest, &whole, &run).await?;
+    if whole == merged {
+        let failed = |error| {
+            let message = "the merged model cannot be removed";
+            Error::internal("import model", message).with("path", merged.display()).with_source(error)
+        };
+        std::fs::remove_dir_all(&merged).map_err(failed)?;
+    }
+    Ok(imported.arn)
 }
 
 /// A fine-tuning that was begun: the same for whoever asks for it until its model is ready.

@@ -1,6 +1,9 @@
 //! What the kitchen can load and train: classifiers always; chat models, embedders and their fine-tuning in a build with `--features decoder`.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 #[cfg(feature = "decoder")]
 use hybrid_core::ServedModel;
@@ -102,6 +105,24 @@ impl Models {
     #[cfg(not(feature = "decoder"))]
     pub async fn chat_file(&self, path: &Path, _context: usize) -> Result<Arc<dyn InferenceBackend<Chat>>> {
         Err(not_built("load chat model").with("path", path.display()))
+    }
+
+    /// The folder of a version's whole model: its own, or for an adapter `to`, with the adapter worked into its base.
+    ///
+    /// # Errors
+    /// Those of the loader, for an adapter.
+    #[cfg(feature = "decoder")]
+    pub async fn whole(&self, manifest: &Manifest, folder: &Path, to: &Path) -> Result<PathBuf> {
+        DecoderLoader::new(self.device.clone()).whole(manifest, folder, to).await
+    }
+
+    /// The folder of a version's model, which is an adapter's alone for an adapter: this is a build without decoders.
+    ///
+    /// # Errors
+    /// None.
+    #[cfg(not(feature = "decoder"))]
+    pub async fn whole(&self, _manifest: &Manifest, folder: &Path, _to: &Path) -> Result<PathBuf> {
+        Ok(folder.to_owned())
     }
 
     /// The embedder in a folder.

@@ -80,12 +80,16 @@ async fn documents_and_records_are_kept_in_a_vector_bucket_and_a_table_as_in_a_f
     let (tables, vectors) = (Ministack::shared().unwrap(), S3VectorsServer::start(MissingField::IsUnknown).unwrap());
     let config = tables.config(tables.endpoint()).await.unwrap();
     DynamoRecordStore::new(&config, DynamoRecordOptions::table("records")).unwrap().create_table().await.unwrap();
-    let make = "import boto3, sys\n\
-                boto3.client('s3vectors', endpoint_url=sys.argv[1], region_name='us-east-1', aws_access_key_id='test', \
-                aws_secret_access_key='test').create_vector_bucket(vectorBucketName='documents')";
-    Python::servers().unwrap().run(make, &[vectors.endpoint()]).unwrap();
+    make_vector_bucket(&vectors, "documents");
     let documents = format!("s3vectors://documents/texts?region=us-east-1&endpoint={}", vectors.endpoint());
     let records = format!("dynamodb://records?region=us-east-1&endpoint={}", tables.endpoint());
     let credentials = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")];
     keeps_documents_and_records(&["--documents-in", &documents, "--records-in", &records], &credentials).await;
+}
+
+pub(crate) fn make_vector_bucket(server: &S3VectorsServer, name: &str) {
+    let make = "import boto3, sys\n\
+                boto3.client('s3vectors', endpoint_url=sys.argv[1], region_name='us-east-1', aws_access_key_id='test', \
+                aws_secret_access_key='test').create_vector_bucket(vectorBucketName=sys.argv[2])";
+    Python::servers().unwrap().run(make, &[server.endpoint(), name]).unwrap();
 }

@@ -1,13 +1,16 @@
 //! From a model's files to a backend.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
-use hybrid_core::{BaseModel, Digest, Error, InferenceBackend, Manifest, ModelLoader, Result, ServedModel, task::Chat};
+use hybrid_core::{Digest, Error, InferenceBackend, Manifest, ModelLoader, Result, ServedModel, task::Chat};
 
 use super::{
     ADAPTER_ARCHITECTURE, ARCHITECTURE,
-    adapter::BaseDigests,
+    adapter::{AdapterFormat, BaseDigests, LoraAdapter},
     codec::Codec,
     engine::Engine,
     files::ModelFiles,
@@ -16,7 +19,7 @@ use super::{
     template::Templates,
     tokens::Tokens,
 };
-use crate::{Device, ModelResolver, ModelSource, blocking::blocking, files};
+use crate::{Device, LocalModel, ModelResolver, ModelSource, blocking::blocking, files};
 
 pub(super) const OPERATION: &str = "load decoder";
 const DEFAULT_CONTEXT: usize = 4_096;
@@ -129,13 +132,27 @@ impl DecoderLoader {
         blocking(OPERATION, move || this.read(&path)).await
     }
 
-    /// Loads an adapter with the base that it was made for.
-    async fn open_adapter(
-        &self,
-        base: Option<&BaseModel>,
-        folder: &Path,
-        model: ServedModel,
-    ) -> Result<Arc<dyn InferenceBackend<Chat>>> {
+    /// The folder of a version's whole model, for who serves no adapters: its own, or for an adapter `to`, which is made, with the adapter
+    /// worked into the base that it was made for.
+    ///
+    /// # Errors
+    /// As in the type's behavior; [`Unsupported`](hybrid_core::ErrorKind::Unsupported) if the base is a GGUF file.
+    pub async fn whole(&self, manifest: &Manifest, folder: &Path, to: &Path) -> Result<PathBuf> {
+        if manifest.architecture != ADAPTER_ARCHITECTURE {
+            return Ok(folder.to_owned());
+        }
+        let base = self.base_of(manifest, folder).await?;
+        let (folder, to) = (folder.to_owned(), to.to_owned());
+        blocking("merge adapter", move || {
+            LoraAdapter::open(&folder)?.export(base.path(), AdapterFormat::Merged, &to)?;
+            Ok(to)
+        })
+        .await
+    }
+
+    /// The base that the adapter in `folder` was made for.
+    async fn base_of(&self, manifest: &Manifest, folder: &Path) -> Result<LocalModel> {
+        let base = manifest.lineage.plan.base.as_ref();
         let base = base.ok_or_else(|| Error::corrupt(OPERATION, "the adapter's plan names no base"))?;
         let source = ModelSource::try_from(base).map_err(|error| {
             let message =
@@ -145,7 +162,7 @@ impl DecoderLoader {
         let base = self.models.resolve(&source).await?;
         let (at, beside) = (base.clone(), folder.to_owned());
         blocking(OPERATION, move || BaseDigests::read(&beside)?.check(at.path())).await?;
-        self.open_model(base.path()).await?.adapter(folder, model).await
+        Ok(base)
     }
 
     fn read(&self, path: &Path) -> Result<DecoderModel> {
@@ -179,7 +196,8 @@ impl ModelLoader<Chat> for DecoderLoader {
     ) -> Result<Arc<dyn InferenceBackend<Chat>>> {
         let loaded = if manifest.architecture == ADAPTER_ARCHITECTURE {
             let model = check_manifest(manifest, digest, ADAPTER_ARCHITECTURE)?;
-            self.open_adapter(manifest.lineage.plan.base.as_ref(), folder, model).await
+            let base = self.base_of(manifest, folder).await?;
+            self.open_model(base.path()).await?.adapter(folder, model).await
         } else {
             self.open(folder, check_manifest(manifest, digest, ARCHITECTURE)?).await
         };

@@ -36,16 +36,16 @@ const ROLES: [&str; 3] = ["storefront", "kitchen", "collector"];
 struct Stack {
     made: Value,
     gate: Gate,
-    server: Ministack,
+    _server: Ministack,
 }
 
 impl Stack {
     async fn deploy() -> Self {
-        Self::deploy_with(&[], "").await
+        Self::deploy_with(&[], &[]).await
     }
 
-    /// The same with more parameters, and with another server for Bedrock.
-    async fn deploy_with(parameters: &[(&str, &str)], bedrock: &str) -> Self {
+    /// The same with more parameters, and with other servers for some services.
+    async fn deploy_with(parameters: &[(&str, &str)], others: &[(&str, &str)]) -> Self {
         let (server, python) = (Ministack::start().unwrap(), Python::servers().unwrap());
         let more: serde_json::Map<_, _> =
             parameters.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
@@ -57,8 +57,8 @@ impl Stack {
             (key, (role.to_owned(), made["roles"][role].clone()))
         };
         let policies = Policies { roles: ROLES.map(of_role).into(), bucket: made["bucket_policy"].clone() };
-        let gate = Gate::open(server.endpoint(), bedrock, policies).await;
-        Self { made, gate, server }
+        let gate = Gate::open(server.endpoint(), others, policies).await;
+        Self { made, gate, _server: server }
     }
 
     fn credentials(&self, role: &str) -> [&str; 3] {
@@ -69,6 +69,12 @@ impl Stack {
         self.made["bucket"].as_str().unwrap()
     }
 
+    /// The credentials of a role, as programs find them.
+    fn environment(&self, role: &str) -> [(&str, &str); 3] {
+        let [key, secret, token] = self.credentials(role);
+        [("AWS_ACCESS_KEY_ID", key), ("AWS_SECRET_ACCESS_KEY", secret), ("AWS_SESSION_TOKEN", token)]
+    }
+
     /// A program on this stack, with the credentials of a role.
     fn program(&self, program: &str, role: &str, site: &Path) -> Command {
         let more = format!("region=us-east-1&endpoint={}", self.gate.endpoint);
@@ -77,8 +83,7 @@ impl Stack {
         command.arg("--site").arg(site);
         command.args(["--artifacts", &format!("s3://{}?path-style=true&{more}", self.bucket())]);
         command.args(["--queue", &format!("sqs://{host}/000000000000/hybrid-jobs?{more}")]);
-        let names = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
-        command.envs(names.into_iter().zip(self.credentials(role)));
+        command.envs(self.environment(role));
         command
     }
 
