@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use super::{
     MANIFEST_FILE, PublicKey, Registry, SIGNATURE_FILE, check_complete,
-    chunk::{Cutter, regions},
+    chunk::{cut, regions},
     files::{blocking, io_error},
     oms,
     settle::Settled,
@@ -250,7 +250,7 @@ impl Upload {
     async fn all(&self, manifest: &mut Manifest, sources: Vec<Source>, parallelism: usize) -> Result<()> {
         let (to_upload, mut uploads) = mpsc::channel::<Piece>(QUEUED_CHUNKS);
         let (to_hash, hashes) = std::sync::mpsc::sync_channel::<Piece>(QUEUED_CHUNKS);
-        let (count, cutter) = (sources.len(), Cutter::for_total(self.total));
+        let count = sources.len();
         let hasher = blocking(move || Ok(hash_files(count, &hashes)));
         let reader = blocking(move || {
             for (i, Source { name, path, size }) in sources.into_iter().enumerate() {
@@ -261,7 +261,7 @@ impl Upload {
                 let mut pass_on = |chunk: Bytes| {
                     to_hash.send((i, chunk.clone())).is_ok() && to_upload.blocking_send((i, chunk)).is_ok()
                 };
-                cutter.cut(&mut file, &regions, &mut pass_on).map_err(failed)?;
+                cut(&mut file, &regions, &mut pass_on).map_err(failed)?;
             }
             Ok(())
         });

@@ -5,11 +5,11 @@ use std::sync::{Arc, LazyLock};
 use hybrid_core::{ArtifactStoreExt, ChannelName, ErrorKind, Result, memory::MemoryStore};
 use hybrid_sync::registry::{FetchOptions, Head, PublishOptions, Registry, Release};
 
-use super::site::{DAY, FailingStore, Fault, Site, model, noise, now};
+use super::site::{DAY, FailingStore, Fault, Site, chunks, model, now};
 
 fn files() -> [(&'static str, Vec<u8>); 2] {
-    static LARGE: LazyLock<Vec<u8>> = LazyLock::new(|| noise(3 << 20, 7));
-    [("config.json", b"{}".to_vec()), ("model.bin", LARGE.clone())]
+    static LARGE: LazyLock<Vec<u8>> = LazyLock::new(|| chunks(4, 7));
+    [("config.json", b"{}".to_vec()), ("model.safetensors", LARGE.clone())]
 }
 
 async fn publish_and_release(site: &Site, registry: &Registry) -> Result<Head> {
@@ -70,7 +70,7 @@ async fn promise_1_a_fetch_that_crashes_anywhere_leaves_nothing_visible_and_goes
         assert!(crashed.is_err());
         assert!(!cache.join(manifest.to_string()).exists());
         let fetched = site.fetch(manifest, &format!("cache-{at}")).await.unwrap();
-        assert_eq!(std::fs::read(fetched.folder.join("model.bin")).unwrap(), files()[1].1);
+        assert_eq!(std::fs::read(fetched.folder.join("model.safetensors")).unwrap(), files()[1].1);
     }
 }
 

@@ -7,7 +7,7 @@ use hybrid_sync::live::Refresh;
 
 use super::{
     live::{Storefront, label},
-    site::noise,
+    site::chunks,
 };
 use crate::small_disk::SmallDisk;
 
@@ -20,7 +20,7 @@ async fn a_version_that_does_not_fit_on_the_disk_leaves_the_old_one_in_service_a
     let one = front.site.release(1, None).await;
     live.refresh().await.unwrap();
 
-    let files = [("label.txt", b"label-2".to_vec()), ("model.bin", noise(3 << 20, 2))];
+    let files = [("label.txt", b"label-2".to_vec()), ("model.safetensors", chunks(15, 2))];
     let two = front.site.publish(front.site.draft(2, &files)).await.unwrap();
     front.site.append(two.manifest, Some(one)).await.unwrap();
     for attempt in 0..3 {

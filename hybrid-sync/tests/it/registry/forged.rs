@@ -7,7 +7,7 @@ use hybrid_sync::registry::{ChannelReader, FetchOptions, FileSigner, MemoryFloor
 use serde_json::{Value, json};
 use std::{fs, sync::Arc};
 
-use super::site::{Site, model, noise, now};
+use super::site::{Site, chunks, model, noise, now};
 
 /// What a storefront does: look at the channel, fetch what it names.
 async fn pick_up(site: &Site, trust: &Trust, cache: &str) -> Result<()> {
@@ -103,7 +103,7 @@ async fn promise_6_a_key_that_trust_does_not_name_verifies_nothing() {
 #[tokio::test]
 async fn promise_7_a_flipped_byte_in_any_object_fails_before_a_loader_sees_it() {
     let site = Site::new();
-    let files = [("config.json", b"{}".to_vec()), ("model.bin", noise(2 << 20, 7))];
+    let files = [("config.json", b"{}".to_vec()), ("model.safetensors", chunks(3, 7))];
     let manifest = site.publish(site.draft(1, &files)).await.unwrap().manifest;
     site.append(manifest, None).await.unwrap();
     let keys = site.keys().await;
@@ -142,7 +142,7 @@ async fn promise_7_a_flipped_byte_in_any_object_fails_before_a_loader_sees_it() 
 /// Nothing is visible, or exactly what was published.
 fn result_is_sound(site: &Site, cache: &str, manifest: Digest) -> bool {
     nothing_is_visible(site, cache)
-        || fs::read(site.cache(cache).join(manifest.to_string()).join("model.bin")).unwrap() == noise(2 << 20, 7)
+        || fs::read(site.cache(cache).join(manifest.to_string()).join("model.safetensors")).unwrap() == chunks(3, 7)
 }
 
 #[tokio::test]

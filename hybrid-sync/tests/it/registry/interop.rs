@@ -27,7 +27,7 @@ const SIGN: &str = "model_signing.signing.Config().use_elliptic_key_signer(priva
 #[tokio::test]
 async fn the_reference_tool_verifies_a_fetched_version() {
     let site = Site::new();
-    let files = [("model.bin", noise(3 << 20, 1)), ("sub/config.json", b"{}".to_vec()), ("Z.txt", b"z".to_vec())];
+    let files = [("model.bin", noise(9 << 20, 1)), ("sub/config.json", b"{}".to_vec()), ("Z.txt", b"z".to_vec())];
     let manifest = site.publish(site.draft(1, &files)).await.unwrap().manifest;
     let folder = site.fetch(manifest, "cache").await.unwrap().folder;
     let (bundle, key) = (folder.join("model.sig"), site.cache("builder.pub"));

@@ -100,7 +100,7 @@ async fn a_draft_that_could_not_be_loaded_is_refused_before_anything_is_uploaded
 #[tokio::test]
 async fn a_cancelled_publication_ends_and_a_retry_completes_it() {
     let site = Site::new();
-    let files = [("model.bin", noise(3 << 20, 1))];
+    let files = [("model.safetensors", layers(&[]))];
     let options = PublishOptions::new("job-1", now());
     options.cancel.cancel();
     let error = site.registry.publish(site.draft(1, &files), &site.builder, options).await.unwrap_err();

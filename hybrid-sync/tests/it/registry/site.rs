@@ -193,6 +193,11 @@ pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
+/// A Safetensors file of so many chunks of 200,000 bytes.
+pub(crate) fn chunks(count: u64, seed: u64) -> Vec<u8> {
+    tensors(&(0..count).map(|i| (format!("t{i:02}"), noise(200_000, seed + i))).collect::<Vec<_>>())
+}
+
 /// A Safetensors file.
 pub(crate) fn tensors(tensors: &[(String, Vec<u8>)]) -> Vec<u8> {
     let views = tensors.iter().map(|(name, data)| {
