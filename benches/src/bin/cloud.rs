@@ -38,7 +38,7 @@ fn s3(runtime: &Runtime) -> Vec<Figure> {
     let (ours, bare) = site.sides();
     let mut figures = Vec::new();
     for load in LOADS {
-        let Load { name, size, objects, callers } = load;
+        let Load { name, size, objects, callers, reads } = load;
         let (unit, each) = if size < 1 << 20 { ("/s", 1.0) } else { ("MiB/s", size as f64 / f64::from(1 << 20)) };
         let rate = |took: Duration| objects as f64 * each / took.as_secs_f64();
         // The first calls make connections, and what is read.
@@ -50,8 +50,8 @@ fn s3(runtime: &Runtime) -> Vec<Figure> {
         };
         let puts = rounds(|| put(&ours), || put(&bare));
         // Either reads what the other has written.
-        let gets =
-            rounds(|| rate(site.get(runtime, &ours, load, &theirs)), || rate(site.get(runtime, &bare, load, &mine)));
+        let get = |side, names| reads as f64 * rate(site.get(runtime, side, load, names));
+        let gets = rounds(|| get(&ours, &theirs), || get(&bare, &mine));
         let named = |verb: &str| format!("s3: {verb} {name}, {callers} callers");
         figures.push(Figure::rate(&named("create"), unit, SDK, &puts, GOAL));
         figures.push(Figure::rate(&named("read"), unit, SDK, &gets, GOAL));

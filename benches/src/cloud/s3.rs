@@ -37,12 +37,14 @@ pub struct Load {
     pub objects: usize,
     /// Callers at once, each of which moves one object after the other.
     pub callers: usize,
+    /// How often each object is read in a turn, so that a turn of reads takes a second too.
+    pub reads: usize,
 }
 
 /// The loads that are measured: small objects, and large ones.
 pub const LOADS: [Load; 2] = [
-    Load { name: "4 KiB", size: 4 << 10, objects: 2_400, callers: 16 },
-    Load { name: "8 MiB", size: 8 << 20, objects: 16, callers: 4 },
+    Load { name: "4 KiB", size: 4 << 10, objects: 2_400, callers: 16, reads: 4 },
+    Load { name: "8 MiB", size: 8 << 20, objects: 16, callers: 4, reads: 8 },
 ];
 /// Objects of a listing: three pages.
 pub const LISTED: usize = 3_000;
@@ -100,7 +102,7 @@ impl Site {
     pub fn put(&self, runtime: &Runtime, side: &Side, load: Load) -> (Duration, String) {
         let prefix = format!("put/{:06}", self.next.fetch_add(1, Ordering::Relaxed));
         let bytes = Bytes::from(noise(load.size, 1));
-        let took = each(runtime, side, load, &prefix, move |side, name| {
+        let took = each(runtime, side, load, 1, &prefix, move |side, name| {
             let bytes = bytes.clone();
             async move { side.put(&name, bytes).await }
         });
@@ -109,7 +111,7 @@ impl Site {
 
     /// Reads what was put under names that begin with `prefix`.
     pub fn get(&self, runtime: &Runtime, side: &Side, load: Load, prefix: &str) -> Duration {
-        each(runtime, side, load, prefix, move |side, name| async move {
+        each(runtime, side, load, load.reads, prefix, move |side, name| async move {
             assert_eq!(black_box(side.get(&name).await).len(), load.size);
         })
     }
@@ -131,13 +133,15 @@ fn each<F: Future<Output = ()> + Send>(
     runtime: &Runtime,
     side: &Side,
     load: Load,
+    times: usize,
     prefix: &str,
     work: impl Fn(Side, String) -> F + Clone + Send + 'static,
 ) -> Duration {
     at_once(runtime, load.callers, |caller| {
         let (side, prefix, work) = (side.clone(), prefix.to_owned(), work.clone());
         async move {
-            for number in (caller..load.objects).step_by(load.callers) {
+            let numbers = (caller..load.objects).step_by(load.callers);
+            for number in (0..times).flat_map(|_| numbers.clone()) {
                 work(side.clone(), format!("{prefix}/{number:06}")).await;
             }
         }
