@@ -72,17 +72,14 @@ fn lines() -> Vec<Line> {
 
 async fn capture(store: &dyn ArtifactStore) -> DatasetRef {
     let ids = SystemIds::default();
-    let judgment = |Line { text, label }| Judgment {
-        id: JudgmentId::next(&ids),
-        task: Classify::NAME.to_owned(),
-        input: json!({ "text": text }),
-        decision: json!({ "label": label }),
-        answer: None,
-        model: None,
-        request: None,
-        by: None,
-        at: Timestamp::UNIX_EPOCH,
-        tags: BTreeMap::new(),
+    let judgment = |Line { text, label }| {
+        Judgment::new(
+            JudgmentId::next(&ids),
+            Classify::NAME,
+            json!({ "text": text }),
+            json!({ "label": label }),
+            Timestamp::UNIX_EPOCH,
+        )
     };
     let segment = Segment { judgments: lines().into_iter().map(judgment).collect() };
     let (tenant, name) = (TenantId::single(), must(DatasetName::new("bakery")));

@@ -56,16 +56,9 @@ impl Decided {
     /// The judgment that a storefront would record of it.
     pub fn judgment(&self, at: Timestamp) -> Judgment {
         Judgment {
-            id: self.id(),
-            task: "classify".to_owned(),
-            input: json!({ "text": self.text }),
-            decision: json!({ "label": self.label }),
-            answer: None,
-            model: None,
-            request: None,
             by: Some("head-baker".to_owned()),
-            at,
             tags: BTreeMap::from([("language".to_owned(), self.language.clone())]),
+            ..Judgment::new(self.id(), "classify", json!({ "text": self.text }), json!({ "label": self.label }), at)
         }
     }
 }

@@ -41,6 +41,14 @@ pub struct Judgment {
     pub tags: BTreeMap<String, String>,
 }
 
+impl Judgment {
+    /// A judgment of an input that no model was asked about, by nobody in particular.
+    pub fn new(id: JudgmentId, task: impl Into<String>, input: Value, decision: Value, at: Timestamp) -> Self {
+        let (answer, model, request, by, tags) = (None, None, None, None, BTreeMap::new());
+        Self { id, task: task.into(), input, decision, answer, model, request, by, at, tags }
+    }
+}
+
 /// Where judgments go when they are made: the port between whoever hears an expert and whatever carries the judgment to the bucket.
 ///
 /// # Behavior
@@ -178,18 +186,13 @@ mod tests {
     use crate::{IdSource, SeededIds};
 
     fn judgment(ids: &dyn IdSource, text: &str, label: &str, at: i64) -> Judgment {
-        Judgment {
-            id: JudgmentId::next(ids),
-            task: "classify".to_owned(),
-            input: json!({ "text": text }),
-            decision: json!({ "label": label }),
-            answer: None,
-            model: None,
-            request: None,
-            by: None,
-            at: Timestamp::from_unix_micros(at),
-            tags: BTreeMap::new(),
-        }
+        Judgment::new(
+            JudgmentId::next(ids),
+            "classify",
+            json!({ "text": text }),
+            json!({ "label": label }),
+            Timestamp::from_unix_micros(at),
+        )
     }
 
     #[test]

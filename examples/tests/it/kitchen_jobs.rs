@@ -98,17 +98,14 @@ async fn training(site: &Site, variants: Value) -> TrainJob {
     let (store, tenant, model) = (site.store(), TenantId::single(), ModelName::new("bakery").unwrap());
     let name = model.as_str().parse().unwrap();
     let ids = SeededIds::default();
-    let judgment = |(text, label): (String, &str)| Judgment {
-        id: JudgmentId::next(&ids),
-        task: "classify".to_owned(),
-        input: json!({ "text": text }),
-        decision: json!({ "label": label }),
-        answer: None,
-        model: None,
-        request: None,
-        by: None,
-        at: Timestamp::UNIX_EPOCH,
-        tags: [].into(),
+    let judgment = |(text, label): (String, &str)| {
+        Judgment::new(
+            JudgmentId::next(&ids),
+            "classify",
+            json!({ "text": text }),
+            json!({ "label": label }),
+            Timestamp::UNIX_EPOCH,
+        )
     };
     let judgments = messages(60).into_iter().map(judgment).collect();
     let key = segment_key(&tenant, &name, Timestamp::UNIX_EPOCH, &WriterId::new("test").unwrap(), 0).unwrap();

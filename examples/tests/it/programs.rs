@@ -95,18 +95,13 @@ async fn trainings_that_are_ordered_side_by_side_have_numbers_of_their_own() {
     let writer = WriterId::new("test").unwrap();
     let capture =
         Capture::new(Arc::new(MemoryOutbox::default()), site.store(), site.clock(), writer, CaptureOptions::default());
-    let judgment = Judgment {
-        id: JudgmentId::next(&SystemIds::default()),
-        task: "classify".to_owned(),
-        input: json!({ "text": "two rolls" }),
-        decision: json!({ "label": "order" }),
-        answer: None,
-        model: None,
-        request: None,
-        by: None,
-        at: clock.now(),
-        tags: [].into(),
-    };
+    let judgment = Judgment::new(
+        JudgmentId::next(&SystemIds::default()),
+        "classify",
+        json!({ "text": "two rolls" }),
+        json!({ "label": "order" }),
+        clock.now(),
+    );
     capture.record(&TenantId::single(), &DatasetName::new("bakery").unwrap(), judgment).await.unwrap();
     capture.drain().await.unwrap();
     // None of them has a result yet: no kitchen is there.

@@ -1,6 +1,6 @@
 //! Listing, page by page.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use aws_sdk_s3::types::Object;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -13,6 +13,9 @@ use super::{
 
 const OPERATION: &str = "list objects";
 
+/// A page's objects, or those of all pages together.
+type Page = Vec<Object>;
+
 /// The objects below the store's prefix whose keys start with `prefix`, after `start_after`.
 pub(super) fn objects(
     inner: Arc<Inner>,
@@ -22,12 +25,14 @@ pub(super) fn objects(
     let prefix = inner.location.name(prefix);
     let start_after = start_after.map(|key| inner.name(&key));
     let root = inner.location.prefix().len();
-    raw(inner, prefix, start_after)
-        .try_filter_map(move |object| async move {
-            let key = object.key().and_then(|name| name.get(root..)).and_then(|name| Key::new(name).ok());
-            Ok(key.map(|key| ObjectMeta { key, size: size(object.size()), created: timestamp(object.last_modified()) }))
-        })
-        .boxed()
+    let meta = move |object: Object| {
+        let (size, created) = (size(object.size()), timestamp(object.last_modified()));
+        let mut name = object.key.filter(|name| name.is_char_boundary(root))?;
+        name.drain(..root);
+        Key::new(name).ok().map(|key| Ok(ObjectMeta { key, size, created }))
+    };
+    let pages = ordered(inner, prefix, start_after);
+    pages.map_ok(move |page| stream::iter(page.into_iter().filter_map(meta))).try_flatten().boxed()
 }
 
 /// All objects whose names start with `prefix`, after `start_after`, as the server names them, in byte order.
@@ -36,41 +41,49 @@ pub(super) fn raw(
     prefix: String,
     start_after: Option<String>,
 ) -> BoxStream<'static, Result<Object>> {
+    let pages = ordered(inner, prefix, start_after);
+    pages.map_ok(|page| stream::iter(page.into_iter().map(Ok))).try_flatten().boxed()
+}
+
+fn ordered(inner: Arc<Inner>, prefix: String, start_after: Option<String>) -> BoxStream<'static, Result<Page>> {
     match inner.options.listing {
         Listing::ByteOrder => pages(inner, prefix, start_after)
-            .scan(String::new(), |last, found| {
-                std::future::ready(Some(found.and_then(|object| in_order(last, object))))
-            })
+            .scan(String::new(), |last, page| std::future::ready(Some(page.and_then(|page| in_order(last, page)))))
             .boxed(),
         Listing::Sorted => {
             let sorted = async move {
                 // Such a server takes `start_after` in its own order, and would leave out what comes later in ours; and a prefix that ends
                 // within a name, SeaweedFS takes for a folder's.
                 let folder = prefix.rfind('/').map_or("", |slash| &prefix[..=slash]).to_owned();
-                let mut all: Vec<Object> = pages(inner, folder, None).try_collect().await?;
+                let mut all: Page = pages(inner, folder, None).try_concat().await?;
                 all.retain(|object| object.key().is_some_and(|name| name.starts_with(&prefix)));
                 all.sort_by(|one, other| one.key().cmp(&other.key()));
                 let start_after = start_after.as_deref();
                 all.retain(|object| start_after.is_none_or(|after| object.key().is_some_and(|name| name > after)));
-                Result::Ok(stream::iter(all.into_iter().map(Ok)))
+                Result::Ok(all)
             };
-            stream::once(sorted).try_flatten().boxed()
+            stream::once(sorted).boxed()
         }
     }
 }
 
-fn in_order(last: &mut String, object: Object) -> Result<Object> {
-    let name = object.key().unwrap_or_default();
-    if !last.is_empty() && last.as_str() >= name {
-        return Err(Error::unsupported(
-            OPERATION,
-            "the server does not list in byte order; choose Listing::Sorted for it",
-        )
-        .with("after", &*last)
-        .with("found", name));
+/// Checks that a page goes on after `last`, the last name before it.
+fn in_order(last: &mut String, page: Page) -> Result<Page> {
+    let mut before = last.as_str();
+    for object in &page {
+        let name = object.key().unwrap_or_default();
+        if !before.is_empty() && before >= name {
+            return Err(Error::unsupported(
+                OPERATION,
+                "the server does not list in byte order; choose Listing::Sorted for it",
+            )
+            .with("after", before)
+            .with("found", name));
+        }
+        before = name;
     }
-    name.clone_into(last);
-    Ok(object)
+    *last = before.to_owned();
+    Ok(page)
 }
 
 /// Where a listing is.
@@ -80,9 +93,9 @@ enum Place {
     End,
 }
 
-fn pages(inner: Arc<Inner>, prefix: String, start_after: Option<String>) -> BoxStream<'static, Result<Object>> {
+fn pages(inner: Arc<Inner>, prefix: String, start_after: Option<String>) -> BoxStream<'static, Result<Page>> {
     let state = (inner, prefix, Place::Start { start_after });
-    let pages = stream::try_unfold(state, |(inner, prefix, place)| async move {
+    stream::try_unfold(state, |(inner, prefix, place)| async move {
         let (start_after, token) = match place {
             Place::Start { start_after } => (start_after, None),
             Place::Page { token } => (None, Some(token)),
@@ -112,8 +125,7 @@ fn pages(inner: Arc<Inner>, prefix: String, start_after: Option<String>) -> BoxS
             }
             _ => Place::End,
         };
-        let found: VecDeque<Result<Object>> = page.contents.unwrap_or_default().into_iter().map(Ok).collect();
-        Ok(Some((stream::iter(found), (inner, prefix, place))))
-    });
-    pages.try_flatten().boxed()
+        Ok(Some((page.contents.unwrap_or_default(), (inner, prefix, place))))
+    })
+    .boxed()
 }

@@ -53,17 +53,14 @@ struct State {
 pub(crate) async fn plan(store: &dyn ArtifactStore) -> Result<TrainPlan> {
     let (tenant, name, ids) = (TenantId::single(), DatasetName::new("toy")?, SeededIds::default());
     for sequence in 0..3 {
-        let judgment = |i: u64| Judgment {
-            id: JudgmentId::next(&ids),
-            task: "classify".to_owned(),
-            input: json!({ "text": format!("message {sequence}.{i}") }),
-            decision: json!({ "label": if i.is_multiple_of(2) { "order" } else { "complaint" } }),
-            answer: None,
-            model: None,
-            request: None,
-            by: None,
-            at: Timestamp::UNIX_EPOCH,
-            tags: BTreeMap::new(),
+        let judgment = |i: u64| {
+            Judgment::new(
+                JudgmentId::next(&ids),
+                "classify",
+                json!({ "text": format!("message {sequence}.{i}") }),
+                json!({ "label": if i.is_multiple_of(2) { "order" } else { "complaint" } }),
+                Timestamp::UNIX_EPOCH,
+            )
         };
         let segment = Segment { judgments: (0..4).map(judgment).collect() };
         let key = segment_key(&tenant, &name, Timestamp::UNIX_EPOCH, &WriterId::new("toy")?, sequence)?;

@@ -1,7 +1,6 @@
 //! What the examples share: a decoder that has learnt nothing yet, and a run of the trainer.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -115,17 +114,14 @@ pub(crate) fn json_lines(file: &Path) -> Result<Vec<Value>> {
 
 /// The judgments in a file of the bakery's, as a storefront would have captured them: what was asked, and what the head baker decided.
 pub(crate) fn bakery_judgments(file: &Path, ids: &dyn IdSource) -> Result<Vec<Judgment>> {
-    let judgment = |row: &Value| Judgment {
-        id: JudgmentId::next(ids),
-        task: "classify".to_owned(),
-        input: json!({"text": row["text"]}),
-        decision: json!({"label": row["label"]}),
-        answer: None,
-        model: None,
-        request: None,
-        by: None,
-        at: Timestamp::UNIX_EPOCH,
-        tags: BTreeMap::new(),
+    let judgment = |row: &Value| {
+        Judgment::new(
+            JudgmentId::next(ids),
+            "classify",
+            json!({"text": row["text"]}),
+            json!({"label": row["label"]}),
+            Timestamp::UNIX_EPOCH,
+        )
     };
     Ok(json_lines(file)?.iter().map(judgment).collect())
 }

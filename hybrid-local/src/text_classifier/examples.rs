@@ -95,18 +95,7 @@ mod tests {
     use super::*;
 
     fn judgment(ids: &dyn IdSource, input: Value, decision: Value) -> Judgment {
-        Judgment {
-            id: JudgmentId::next(ids),
-            task: Classify::NAME.to_owned(),
-            input,
-            decision,
-            answer: None,
-            model: None,
-            request: None,
-            by: None,
-            at: Timestamp::UNIX_EPOCH,
-            tags: Default::default(),
-        }
+        Judgment::new(JudgmentId::next(ids), Classify::NAME, input, decision, Timestamp::UNIX_EPOCH)
     }
 
     fn labelled(labels: &[&str]) -> Vec<Judgment> {

@@ -42,15 +42,9 @@ pub const MAX_JUDGMENT_BYTES: usize = 1024 * 1024;
 /// let capture = Capture::new(Arc::new(MemoryOutbox::default()), store.clone(), clock.clone(), writer, CaptureOptions::default());
 ///
 /// let (tenant, dataset) = (TenantId::single(), DatasetName::new("bakery")?);
-/// capture.record(&tenant, &dataset, Judgment {
-///     id: JudgmentId::next(&SystemIds::default()),
-///     task: "classify".to_owned(),
-///     input: serde_json::json!({ "text": "two dozen rolls, please" }),
-///     decision: serde_json::json!({ "label": "order" }),
-///     answer: None, model: None, request: None, by: None,
-///     at: clock.now(),
-///     tags: Default::default(),
-/// }).await?;
+/// let (asked, said) = (serde_json::json!({ "text": "two dozen rolls, please" }), serde_json::json!({ "label": "order" }));
+/// let judgment = Judgment::new(JudgmentId::next(&SystemIds::default()), "classify", asked, said, clock.now());
+/// capture.record(&tenant, &dataset, judgment).await?;
 /// assert_eq!(capture.drain().await?.judgments, 1);
 /// assert_eq!(DatasetRef::fix(&*store, &tenant, &dataset).await?.read(&*store).await?.len(), 1);
 /// # Ok::<(), hybrid_core::Error>(()) }).unwrap();

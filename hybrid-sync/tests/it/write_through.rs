@@ -28,18 +28,13 @@ impl Function {
     }
 
     fn judgment(&self, text: &str) -> Judgment {
-        Judgment {
-            id: JudgmentId::next(&self.ids),
-            task: "classify".to_owned(),
-            input: json!({ "text": text }),
-            decision: json!({ "label": "order" }),
-            answer: None,
-            model: None,
-            request: None,
-            by: None,
-            at: self.clock.now(),
-            tags: [].into(),
-        }
+        Judgment::new(
+            JudgmentId::next(&self.ids),
+            "classify",
+            json!({ "text": text }),
+            json!({ "label": "order" }),
+            self.clock.now(),
+        )
     }
 
     async fn record(&self, judgment: &Judgment) -> hybrid_core::Result<()> {

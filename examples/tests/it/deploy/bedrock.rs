@@ -278,17 +278,14 @@ async fn serves(stack: &Stack, kitchen: &Path, url: &str) -> Value {
 /// Judged conversations, as a storefront leaves them.
 async fn judge(stack: &Stack, count: usize) {
     let (ids, tenant, name) = (SeededIds::default(), TenantId::single(), DatasetName::new("chats").unwrap());
-    let judgment = |i| Judgment {
-        id: JudgmentId::next(&ids),
-        task: Chat::NAME.to_owned(),
-        input: serde_json::to_value(ChatRequest::user(format!("Is loaf {i} fresh?"))).unwrap(),
-        decision: json!({ "answers": [format!("Loaf {i} is of today.")] }),
-        answer: None,
-        model: None,
-        request: None,
-        by: None,
-        at: Timestamp::UNIX_EPOCH,
-        tags: BTreeMap::new(),
+    let judgment = |i| {
+        Judgment::new(
+            JudgmentId::next(&ids),
+            Chat::NAME,
+            serde_json::to_value(ChatRequest::user(format!("Is loaf {i} fresh?"))).unwrap(),
+            json!({ "answers": [format!("Loaf {i} is of today.")] }),
+            Timestamp::UNIX_EPOCH,
+        )
     };
     let segment = Segment { judgments: (0..count).map(judgment).collect() };
     let key = segment_key(&tenant, &name, Timestamp::UNIX_EPOCH, &WriterId::new("shop").unwrap(), 0).unwrap();

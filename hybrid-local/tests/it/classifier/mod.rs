@@ -64,18 +64,7 @@ pub(crate) fn judgments(messages: &[(String, &str)]) -> Vec<Judgment> {
 }
 
 pub(crate) fn judgment(id: JudgmentId, input: Value, decision: Value) -> Judgment {
-    Judgment {
-        id,
-        task: "classify".to_owned(),
-        input,
-        decision,
-        answer: None,
-        model: None,
-        request: None,
-        by: None,
-        at: Timestamp::UNIX_EPOCH,
-        tags: Default::default(),
-    }
+    Judgment::new(id, "classify", input, decision, Timestamp::UNIX_EPOCH)
 }
 
 /// Writes a dataset of two segments and fixes it.

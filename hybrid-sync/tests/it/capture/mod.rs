@@ -79,16 +79,14 @@ fn dataset() -> DatasetName {
 
 fn judgment(ids: &dyn IdSource, text: &str) -> Judgment {
     Judgment {
-        id: JudgmentId::next(ids),
-        task: "classify".to_owned(),
-        input: json!({ "text": text }),
-        decision: json!({ "label": "order" }),
-        answer: None,
-        model: None,
-        request: None,
-        by: None,
-        at: Timestamp::UNIX_EPOCH,
         tags: [("language".to_owned(), "de".to_owned())].into(),
+        ..Judgment::new(
+            JudgmentId::next(ids),
+            "classify",
+            json!({ "text": text }),
+            json!({ "label": "order" }),
+            Timestamp::UNIX_EPOCH,
+        )
     }
 }
 

@@ -180,18 +180,13 @@ mod tests {
     use super::*;
 
     fn judgment(ids: &dyn IdSource, request: &ChatRequest, decision: Value) -> Judgment {
-        Judgment {
-            id: JudgmentId::next(ids),
-            task: "chat".to_owned(),
-            input: serde_json::to_value(request).unwrap(),
+        Judgment::new(
+            JudgmentId::next(ids),
+            "chat",
+            serde_json::to_value(request).unwrap(),
             decision,
-            answer: None,
-            model: None,
-            request: None,
-            by: None,
-            at: Timestamp::UNIX_EPOCH,
-            tags: Default::default(),
-        }
+            Timestamp::UNIX_EPOCH,
+        )
     }
 
     fn right(text: &str) -> Value {

@@ -141,17 +141,14 @@ pub(super) fn key(text: &str) -> Key {
 pub(super) async fn plan(store: &dyn ArtifactStore, judgments: usize) -> TrainPlan {
     let ids = SeededIds::default();
     let all: Vec<_> = (0..judgments)
-        .map(|i| Judgment {
-            id: JudgmentId::next(&ids),
-            task: Chat::NAME.to_owned(),
-            input: serde_json::to_value(ChatRequest::user(format!("Question {i}, süß?")).with_system("Sell.")).unwrap(),
-            decision: json!({"answers": [format!("Answer {i}")]}),
-            answer: None,
-            model: None,
-            request: None,
-            by: None,
-            at: Timestamp::UNIX_EPOCH,
-            tags: Default::default(),
+        .map(|i| {
+            Judgment::new(
+                JudgmentId::next(&ids),
+                Chat::NAME,
+                serde_json::to_value(ChatRequest::user(format!("Question {i}, süß?")).with_system("Sell.")).unwrap(),
+                json!({"answers": [format!("Answer {i}")]}),
+                Timestamp::UNIX_EPOCH,
+            )
         })
         .collect();
     let mut segments = Vec::new();
