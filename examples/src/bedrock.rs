@@ -94,6 +94,7 @@ pub enum Action {
 pub async fn run(args: Args) -> Result<()> {
     let Args { locations, role, bedrock, action } = args;
     let site = Site::open(&locations).await?;
+    let _lock = site.lock("bedrock")?;
     let cancel = Cancellation::new();
     let interrupted = cancel.clone();
     tokio::spawn(async move {
@@ -115,8 +116,11 @@ pub async fn run(args: Args) -> Result<()> {
             let store = site.store();
             let Tuning { plan, done } = Tuning::of(&*store, &tenant, asked).await?;
             let called = tune(&site, role, &bedrock, &plan, cancel).await?;
-            store.create_same(&done, called.clone().into()).await?;
-            called
+            match store.create(&done, called.clone().into()).await {
+                // It was ready before, under another name if its deployment has been made anew.
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+                _ => called,
+            }
         }
     };
     let query = if bedrock.is_empty() { bedrock } else { format!("?{bedrock}") };
@@ -133,7 +137,8 @@ async fn import(
     cancel: Cancellation,
 ) -> Result<String> {
     let none = || Error::not_found("import model", "no version of this model is in service; release one first");
-    let channels = Channels::open(site)?;
+    // A kitchen that runs meanwhile has the other floors in its memory.
+    let channels = Channels::with_floors(site, &site.kitchen().join("bedrock").join("floors"))?;
     let digest = channels.in_service(&id).await?.ok_or_else(|| none().with("model", &id.0).with("channel", &id.1))?;
     let cache = site.kitchen().join("models");
     make_folder(&cache)?;

@@ -67,6 +67,9 @@ pub struct Args {
     /// How long a job is held without a heartbeat, in milliseconds: how soon another kitchen takes over from one that died.
     #[arg(long, default_value_t = 30_000)]
     pub lease_ms: u64,
+    /// How long a job in hand may go on once the kitchen is asked to stop, in seconds; then it is given back.
+    #[arg(long, default_value_t = 30)]
+    pub drain_s: u64,
     /// Write what happens to standard output, one JSON object a line.
     #[arg(long)]
     pub events: bool,
@@ -101,7 +104,7 @@ pub enum KitchenEvent {
     },
 }
 
-/// Runs the kitchen until it is asked to stop, then finishes the job in hand.
+/// Runs the kitchen until it is asked to stop; the job in hand has [`Args::drain_s`] to end.
 ///
 /// # Errors
 /// What keeps it from starting: a folder, a key, a device.
@@ -109,8 +112,12 @@ pub async fn run(args: Args) -> Result<()> {
     let site = Site::open(&args.locations).await?;
     let _lock = site.lock("kitchen")?;
     let progress: Arc<dyn Progress> = if args.events { Arc::new(EventLines) } else { Arc::new(LogLines) };
-    let options =
-        WorkerOptions { name: args.name, lease: Duration::from_millis(args.lease_ms), ..WorkerOptions::default() };
+    let options = WorkerOptions {
+        name: args.name,
+        lease: Duration::from_millis(args.lease_ms),
+        drain_grace: Duration::from_secs(args.drain_s),
+        ..WorkerOptions::default()
+    };
     let channels = Channels::open(&site)?;
     let queue = site.queue().await?;
     let dead = queue.dead.map(|letters| DeadJobs::new(letters, site.store(), site.clock()));

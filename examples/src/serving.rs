@@ -47,14 +47,21 @@ impl Channels {
     /// # Errors
     /// A key or a folder that cannot be read or made.
     pub fn open(site: &Site) -> Result<Self> {
-        let floors = site.kitchen().join("floors");
-        make_folder(&floors)?;
+        Self::with_floors(site, &site.kitchen().join("floors"))
+    }
+
+    /// The same for a second reader at this site, with floors of its own in the folder `floors`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn with_floors(site: &Site, floors: &Path) -> Result<Self> {
+        make_folder(floors)?;
         Ok(Self(Arc::new(Followed {
             store: site.store(),
             clock: site.clock(),
             signer: Arc::new(site.signers()?.1),
             trust: site.trust()?,
-            floors,
+            floors: floors.to_owned(),
             renewers: Mutex::default(),
         })))
     }

@@ -244,6 +244,13 @@ impl ManualClock {
         self.lock().sleepers.iter().filter(|sleeper| !sleeper.0.wake.is_closed()).count()
     }
 
+    /// How long until the first of them wakes.
+    pub fn next_wake(&self) -> Option<Duration> {
+        let state = self.lock();
+        let waiting = state.sleepers.iter().filter(|sleeper| !sleeper.0.wake.is_closed());
+        waiting.map(|sleeper| sleeper.0.until).min().map(|until| until.saturating_sub(state.elapsed))
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Manual> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -116,6 +116,8 @@ fn by_code(code: &str) -> Option<(ErrorKind, &'static str)> {
         | "BandwidthLimitExceeded"
         | "PriorRequestNotComplete"
         | "KmsThrottled"
+        // As many messages are in flight as a queue may have.
+        | "OverLimit"
         | "SlowDown" => (ErrorKind::RateLimited, "too many calls"),
         "AccessDenied"
         | "AccessDeniedException"
@@ -129,6 +131,11 @@ fn by_code(code: &str) -> Option<(ErrorKind, &'static str)> {
         | "InvalidSignatureException"
         | "InvalidToken"
         | "KmsAccessDenied"
+        | "KmsDisabled"
+        | "KmsInvalidKeyUsage"
+        | "KmsInvalidState"
+        | "KmsNotFound"
+        | "KmsOptInRequired"
         | "MissingAuthenticationToken"
         | "NotAuthorized"
         | "OptInRequired"

@@ -20,6 +20,8 @@ use item::{Item, NAMES, Place};
 
 /// Bytes of values after which a page ends, so that a page of large records does not fill the memory.
 const PAGE_BYTES: usize = 8 * 1024 * 1024;
+/// The least that a query reads at once after records that have ended were in its way.
+const LEAST_READ: usize = 100;
 /// What is true of a record that has not expired.
 const LIVE: &str = "(attribute_not_exists(#expires) OR #expires > :now)";
 
@@ -197,7 +199,9 @@ impl RecordStore for DynamoRecordStore {
         };
         let mut start = None;
         loop {
-            let wanted = i32::try_from(query.limit + 1 - records.len()).unwrap_or(i32::MAX);
+            let least = if start.is_none() { 0 } else { LEAST_READ };
+            let wanted = (query.limit + 1 - records.len()).max(least);
+            let wanted = i32::try_from(wanted).unwrap_or(i32::MAX);
             let page = self
                 .client
                 .query()

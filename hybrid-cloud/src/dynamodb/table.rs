@@ -6,7 +6,7 @@ use aws_sdk_dynamodb::{
     Client,
     types::{
         AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType, TableStatus,
-        TimeToLiveSpecification,
+        TimeToLiveSpecification, TimeToLiveStatus,
     },
 };
 use hybrid_core::{Clock, Error, Result};
@@ -38,11 +38,12 @@ pub(super) async fn create(client: &Client, table: &str, clock: &dyn Clock) -> R
         .key_schema(key(NAMES.place, KeyType::Range)?)
         .send()
         .await;
-    let is_ours = match created {
-        Ok(_) => true,
-        Err(error) if error.as_service_error().is_some_and(|service| service.is_resource_in_use_exception()) => false,
-        Err(error) => return Err(failed(OPERATION, table, error)),
-    };
+    match created {
+        Err(error) if !error.as_service_error().is_some_and(|service| service.is_resource_in_use_exception()) => {
+            return Err(failed(OPERATION, table, error));
+        }
+        _ => {}
+    }
     let end = clock.monotonic().plus(PATIENCE);
     while !is_active(client, table).await? {
         if end.since(clock.monotonic()).is_zero() {
@@ -50,12 +51,21 @@ pub(super) async fn create(client: &Client, table: &str, clock: &dyn Clock) -> R
         }
         clock.sleep(Duration::from_millis(500)).await;
     }
-    if !is_ours {
+    // Whoever made the table: an earlier call may have come so far and no further.
+    if forgets(client, table).await? {
         return Ok(());
     }
     let ttl = TimeToLiveSpecification::builder().enabled(true).attribute_name(NAMES.ttl).build().map_err(invalid)?;
     let updated = client.update_time_to_live().table_name(table).time_to_live_specification(ttl).send().await;
     updated.map(drop).map_err(|error| failed(OPERATION, table, error))
+}
+
+/// Whether the table clears away what has expired, or is about to.
+async fn forgets(client: &Client, table: &str) -> Result<bool> {
+    let described = client.describe_time_to_live().table_name(table).send().await;
+    let described = described.map_err(|error| failed(OPERATION, table, error))?;
+    let status = described.time_to_live_description.and_then(|description| description.time_to_live_status);
+    Ok(matches!(status, Some(TimeToLiveStatus::Enabled | TimeToLiveStatus::Enabling)))
 }
 
 async fn is_active(client: &Client, table: &str) -> Result<bool> {

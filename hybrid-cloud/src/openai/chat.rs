@@ -19,7 +19,12 @@ use reqwest::{
 };
 use serde_json::{Map, Value};
 
-use super::{MaxTokensField, OpenAiCompatible, OpenAiConfig, failure::broken_off, http::transport, sse::SseParser};
+use super::{
+    MaxTokensField, OpenAiCompatible, OpenAiConfig,
+    failure::broken_off,
+    http::{stalled, transport},
+    sse::SseParser,
+};
 use crate::wire::chat::{AnswerReader, Chunk, CompletionRequest, WireOptions, write_request};
 
 const CHAT: &str = "chat";
@@ -233,13 +238,11 @@ impl Streaming {
 
     async fn read(&mut self) -> Result<Option<bytes::Bytes>> {
         let (bytes, stall) = (&mut self.bytes, self.stall_timeout);
-        let stalled = self.cx.clock.sleep(stall);
+        let end = self.cx.clock.sleep(stall);
         let read = async {
-            match select(pin!(bytes.next()), stalled).await {
+            match select(pin!(bytes.next()), end).await {
                 Either::Left((chunk, _)) => chunk.transpose(),
-                Either::Right(_) => Err(Error::unavailable(CHAT, "the stream stalled")
-                    .in_doubt()
-                    .with("limit", format_args!("{stall:?}"))),
+                Either::Right(_) => Err(stalled(CHAT, "the stream stalled", stall)),
             }
         };
         self.cx.run(CHAT, read).await

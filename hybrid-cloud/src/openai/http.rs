@@ -2,9 +2,11 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
+    pin::pin,
     time::Duration,
 };
 
+use futures_util::future::{Either, select};
 use hybrid_core::{CallContext, Error, Locality, Result};
 use reqwest::{
     Client, RequestBuilder, Response, Url,
@@ -27,6 +29,7 @@ pub(super) struct Http {
     base: String,
     retry: RetryPolicy,
     answer_bytes: usize,
+    stall: Duration,
 }
 
 impl Http {
@@ -66,6 +69,7 @@ impl Http {
             base: url.as_str().trim_end_matches('/').to_owned(),
             retry: config.retry.clone(),
             answer_bytes: config.answer_bytes,
+            stall: config.stall_timeout,
         })
     }
 
@@ -127,18 +131,45 @@ impl Http {
 
     async fn refusal(&self, cx: &CallContext, operation: &'static str, response: Response) -> Result<Refusal> {
         let (status, headers) = (response.status(), response.headers().clone());
-        let body = cx.run(operation, async { Ok(read(response, ERROR_BYTES).await.unwrap_or_default()) }).await?;
+        let read = self.read(cx, operation, response, ERROR_BYTES);
+        let body = cx.run(operation, async { Ok(read.await.unwrap_or_default()) }).await?;
         Ok(refusal(operation, status, &headers, body.as_deref().unwrap_or_default(), &*cx.clock))
     }
 
     /// The whole body of an answer.
     pub(super) async fn body(&self, cx: &CallContext, operation: &'static str, response: Response) -> Result<Vec<u8>> {
         let limit = self.answer_bytes;
-        let read = async { read(response, limit).await.map_err(|error| transport(operation, error)) };
-        cx.run(operation, read)
+        cx.run(operation, self.read(cx, operation, response, limit))
             .await?
             .ok_or_else(|| Error::corrupt(operation, "the server's answer is over the limit").with("limit", limit))
     }
+
+    /// The body, or `None` if it is over the limit.
+    async fn read(
+        &self,
+        cx: &CallContext,
+        operation: &'static str,
+        mut response: Response,
+        limit: usize,
+    ) -> Result<Option<Vec<u8>>> {
+        let mut body = Vec::new();
+        loop {
+            let chunk = match select(pin!(response.chunk()), cx.clock.sleep(self.stall)).await {
+                Either::Left((chunk, _)) => chunk.map_err(|error| transport(operation, error))?,
+                Either::Right(_) => return Err(stalled(operation, "the answer stalled", self.stall)),
+            };
+            match chunk {
+                None => return Ok(Some(body)),
+                Some(chunk) if chunk.len() > limit - body.len() => return Ok(None),
+                Some(chunk) => body.extend_from_slice(&chunk),
+            }
+        }
+    }
+}
+
+/// An answer of which nothing more has come.
+pub(super) fn stalled(operation: &'static str, message: &'static str, limit: Duration) -> Error {
+    Error::unavailable(operation, message).in_doubt().with("limit", format_args!("{limit:?}"))
 }
 
 fn headers(config: &OpenAiConfig) -> Result<HeaderMap> {
@@ -154,18 +185,6 @@ fn headers(config: &OpenAiConfig) -> Result<HeaderMap> {
         headers.insert(AUTHORIZATION, value);
     }
     Ok(headers)
-}
-
-/// The body, or `None` if it is over the limit.
-async fn read(mut response: Response, limit: usize) -> Result<Option<Vec<u8>>, reqwest::Error> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        if chunk.len() > limit - body.len() {
-            return Ok(None);
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(Some(body))
 }
 
 /// A call that got no answer, or not all of it.

@@ -6,8 +6,8 @@ use hybrid_core::VectorRecord;
 const MAX_RECORDS: usize = 500;
 /// Bytes of one call's body, well under the service's 20 MiB.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
-/// A component as JSON text takes at most this: sign, nine digits, point, exponent, comma.
-const COMPONENT_BYTES: usize = 16;
+/// A component as JSON text takes at most this: the SDK writes it in double precision, so sign, 17 digits, point, exponent and comma.
+const COMPONENT_BYTES: usize = 25;
 
 /// Splits records into batches that fit a call each.
 pub(super) fn split(records: Vec<VectorRecord>) -> Vec<Vec<VectorRecord>> {
@@ -52,6 +52,9 @@ mod tests {
         assert_eq!(sizes(1_234, 8), [500, 500, 234]);
         let wide = sizes(500, 4096);
         assert!(wide.len() > 1 && wide.iter().sum::<usize>() == 500, "{wide:?}");
-        assert!(wide[0] * 4096 * COMPONENT_BYTES <= MAX_BYTES, "{wide:?}");
+        // As long as a component in single precision gets.
+        let longest = [f32::MIN, -1.175_494_4e-38, -0.123_456_79].map(|x| format!("{:?},", f64::from(x)).len());
+        assert!(longest.iter().all(|length| *length <= COMPONENT_BYTES), "{longest:?}");
+        assert!(wide[0] * 4096 * longest.iter().max().unwrap() <= MAX_BYTES, "{wide:?}");
     }
 }

@@ -32,7 +32,8 @@ const OPERATION: &str = "read message payload";
 /// # Who deletes
 /// Nobody here. A payload is needed for as long as its message or any copy of it may be delivered: an ack may be lost and the message come again, a dead
 /// letter may be sent back. Give the prefix a lifecycle rule that expires objects after the retention of the queue and of its dead letters
-/// together and a day more (29 days where both keep for the longest, 14 days). The libraries named above can be told to delete a payload with its
+/// together and a day more (29 days where both keep for the longest, 14 days). A copy that is handed over, released or sent back from the dead letters points to the same payload and is
+/// kept anew: where letters are sent back more than once, or jobs run for days, let the rule wait as many times longer. The libraries named above can be told to delete a payload with its
 /// message; leave that off.
 ///
 /// # Whose data it is

@@ -119,7 +119,8 @@ impl Default for SqsQueueOptions {
 /// A FIFO queue would sort a follow-on behind the rest of its group. There the message is given back instead, which keeps its place and costs a delivery.
 ///
 /// A [`release`](JobQueue::release) is such a hand-over too, at once: SQS itself counts every receive. So it costs no delivery but on a FIFO queue, where it
-/// is not declared free.
+/// is not declared free, and for a message with no room for the note of whose copy the follow-on is: one within a hundred bytes of the queue's limit, or with ten attributes. That one is
+/// given back as on a FIFO queue.
 #[derive(Clone)]
 pub struct SqsQueue {
     inner: Arc<Inner>,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use hybrid_core::{Error, ErrorKind, Receipt, Result, check_delay};
+use hybrid_core::{Error, ErrorKind, MAX_DELAY, Receipt, Result, check_delay};
 
 use super::{Inner, LONGEST_HOLD, batch::Gaps, calls::seconds, lease::Lease, outgoing::Outgoing};
 
@@ -24,8 +24,8 @@ impl Inner {
                         .with("limit", format_args!("{LONGEST_HOLD:?}"))))
                 }
                 Ok(lease) if asked.plus(whole(*length)) > lease.limit => {
-                    // Not before the holder's time is over, so that it can stop first.
-                    let handed_over = self.hand_over(receipt, lease.end.since(asked)).await;
+                    // Not before the holder's time is over, so that it can stop first, as far as the queue can wait.
+                    let handed_over = self.hand_over(receipt, lease.end.since(asked).min(MAX_DELAY)).await;
                     Err(handed_over.and_then(|()| Err(Error::lease_lost(OPERATION, HANDED_OVER))))
                 }
                 Ok(_) => Ok((receipt, *length)),

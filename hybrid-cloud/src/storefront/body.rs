@@ -143,7 +143,10 @@ impl FromRequest<Arc<Front>> for Upload {
     async fn from_request(request: Request, front: &Arc<Front>) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
         let boundary = boundary(&parts.headers)?;
+        // What it has to do comes next and takes a place among the requests at work, or is refused one.
+        let place = front.upload().ok_or_else(ApiError::overloaded)?;
         let bytes = read_in_time(&parts, body, front, front.limits().upload_bytes).await?.into();
+        drop(place);
         Ok(Self { boundary, bytes })
     }
 }

@@ -48,6 +48,8 @@ pub struct StorefrontLimits {
     pub body_bytes: usize,
     /// The form of one upload, in bytes: a recording with what is said about it. 26 MiB by default.
     pub upload_bytes: usize,
+    /// Uploads whose forms are read at one time; more are answered 503 at once. 64 by default.
+    pub uploads: usize,
     /// One file of `/v1/files`, in bytes. It is streamed: about 4 MiB of it are in memory. 512 MiB by default.
     pub file_bytes: u64,
     /// Files of one tenant; a few more where several are uploaded at once. 10000 by default.
@@ -58,7 +60,8 @@ pub struct StorefrontLimits {
     pub request_timeout: Duration,
     /// For a streamed answer or a file, from its request's beginning to its end. 10 min by default.
     pub stream_timeout: Duration,
-    /// For a streamed answer or a file to go on, and for its client to read on. 30 s by default.
+    /// For a streamed answer or a file to go on, and for its client to read on. 30 s by default. [`Storefront::serve`] ends any connection whose client
+    /// takes nothing of an answer for so long.
     pub stream_stall: Duration,
     /// The head of one request, in bytes, at least 8192. 64 KiB by default. Kept by [`Storefront::serve`].
     pub head_bytes: usize,
@@ -68,8 +71,9 @@ pub struct StorefrontLimits {
     /// Requests at work at one time; more are answered 503 at once. A request counts from when its body has arrived, so slow senders hold no
     /// place, but those of files do. 256 by default.
     pub requests: usize,
-    /// Connections at one time; more wait in the listener's backlog. With [`body_bytes`](Self::body_bytes) it bounds the memory that senders can
-    /// fill. 1024 by default. Kept by [`Storefront::serve`].
+    /// Connections at one time; more wait in the listener's backlog. Before their requests count, senders can fill as much memory as
+    /// [`body_bytes`](Self::body_bytes) on each of them and, where recordings are transcribed, [`upload_bytes`](Self::upload_bytes) on as many of
+    /// them as there may be [`uploads`](Self::uploads). 1024 by default. Kept by [`Storefront::serve`].
     pub connections: usize,
 }
 
@@ -78,6 +82,7 @@ impl Default for StorefrontLimits {
         Self {
             body_bytes: 1024 * 1024,
             upload_bytes: 26 * 1024 * 1024,
+            uploads: 64,
             file_bytes: 512 * 1024 * 1024,
             files: 10_000,
             inputs: 256,
@@ -373,6 +378,7 @@ fn check_limits(limits: &StorefrontLimits) -> Result<()> {
     let StorefrontLimits {
         body_bytes,
         upload_bytes,
+        uploads,
         file_bytes,
         files,
         inputs,
@@ -390,6 +396,7 @@ fn check_limits(limits: &StorefrontLimits) -> Result<()> {
     let zero = [
         ("body_bytes", *body_bytes == 0),
         ("upload_bytes", *upload_bytes == 0),
+        ("uploads", *uploads == 0),
         ("file_bytes", *file_bytes == 0),
         ("files", *files == 0),
         ("inputs", *inputs == 0),

@@ -18,7 +18,7 @@ use tracing::{Instrument, Span, field::Empty};
 use super::{
     error::ApiError,
     front::{Front, Identified, Refused},
-    routes::{Access, Gate},
+    routes::Access,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -34,7 +34,7 @@ pub(super) struct Edge {
 /// Gives the request its id, span and deadline; finds out whose it is, without which only the probes can be reached; writes errors, catches
 /// panics. Whatever waits holds itself to the deadline: the [body](super::body), and the call after it.
 pub(super) async fn edge(
-    State((front, gate)): State<(Arc<Front>, Arc<Gate>)>,
+    State((front, access)): State<(Arc<Front>, Access)>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -58,7 +58,6 @@ pub(super) async fn edge(
         code = Empty,
         quota = Empty,
     );
-    let access = gate.access(request.method(), route);
     let probe = matches!(access, Access::Open);
     request.extensions_mut().insert(edge.clone());
     async {
@@ -81,12 +80,18 @@ pub(super) async fn edge(
 
 /// Puts into the request who sends it, if they may come here.
 async fn enter(front: &Front, access: Access, edge: &Edge, request: &mut Request) -> Result<(), Refused> {
-    let Access::Known(scope) = access else { return Ok(()) };
+    let scope = match access {
+        Access::Open => return Ok(()),
+        Access::Scope(scope) => Some(scope),
+        Access::Nowhere => None,
+    };
     let identified = identify(front, edge, request.headers(), request.uri().query()).await?;
     let principal = identified.principal();
     Span::current().record("tenant", tracing::field::display(&principal.tenant));
     front.count(&identified)?;
-    if let Some(scope) = scope.filter(|scope| !principal.scopes.contains(scope)) {
+    // Where no scope was asked for, nobody gets what leads to a model or a sink.
+    let Some(scope) = scope else { return Ok(()) };
+    if !principal.scopes.contains(&scope) {
         return Err(Box::new(ApiError::missing_scope(scope)));
     }
     request.extensions_mut().insert(identified);

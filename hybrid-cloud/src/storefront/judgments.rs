@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use axum::{Json, http::StatusCode};
 use hybrid_core::{Digest, Error, Judgment, JudgmentId, RequestId, ServedModel, Task, task::Classify};
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize,
     de::{self, IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::{Value, json};
@@ -27,9 +27,12 @@ struct Peek {
     judgments: Option<IgnoredAny>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct List {
+#[schemars(rename = "JudgmentListRequest")]
+pub(super) struct List {
+    /// At least one.
+    #[schemars(length(min = 1))]
     judgments: Vec<Body>,
 }
 
@@ -59,7 +62,31 @@ pub(super) struct Body {
 #[derive(Debug)]
 struct Input(String);
 
-pub(super) async fn judge(admitted: Admitted, json: JsonText) -> Result<(StatusCode, Json<Value>), ApiError> {
+/// As was asked: of one judgment, or of a list.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Answer {
+    One(Recorded),
+    List(RecordedList),
+}
+
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "Judgment")]
+pub(super) struct Recorded {
+    object: &'static str,
+    #[schemars(with = "String")]
+    id: JudgmentId,
+}
+
+/// In the order in which the judgments were sent.
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "JudgmentList")]
+pub(super) struct RecordedList {
+    object: &'static str,
+    data: Vec<Recorded>,
+}
+
+pub(super) async fn judge(admitted: Admitted, json: JsonText) -> Result<(StatusCode, Json<Answer>), ApiError> {
     let list = json.parse::<Peek>()?.judgments.is_some();
     let bodies = if list { json.parse::<List>()?.judgments } else { vec![json.parse()?] };
     if list && bodies.is_empty() {
@@ -75,12 +102,11 @@ pub(super) async fn judge(admitted: Admitted, json: JsonText) -> Result<(StatusC
         .map(|(i, body)| body.check(&admitted, if list { format!("judgments[{i}].") } else { String::new() }))
         .collect::<Result<Vec<_>, _>>()?;
 
-    let ids: Vec<_> = judgments.iter().map(|judgment| json!({ "object": "judgment", "id": judgment.id })).collect();
+    let mut recorded: Vec<_> =
+        judgments.iter().map(|judgment| Recorded { object: "judgment", id: judgment.id }).collect();
     record(&admitted, judgments).await?;
-    let answer = match list {
-        true => json!({ "object": "list", "data": ids }),
-        false => ids.into_iter().next().unwrap_or_default(),
-    };
+    let one = if list { None } else { recorded.pop() };
+    let answer = one.map_or_else(|| Answer::List(RecordedList { object: "list", data: recorded }), Answer::One);
     Ok((StatusCode::CREATED, Json(answer)))
 }
 

@@ -74,8 +74,9 @@
 //!
 //! # Audit
 //! With an [`AuditSink`] each call of a model and each recording of judgments leaves an [`AuditEntry`]. The entry is durable before the answer
-//! leaves. [`AuditLog`] keeps entries in a folder, chained by hashes, and ships them to the bucket; [`verify_folder`] and [`verify_bucket`] prove
-//! that none is missing or changed. Requests that are refused before a call begins leave none.
+//! leaves; an error waits for its entry 5 seconds at most, and leaves whatever becomes of it. What could not be kept is
+//! [counted](Storefront::unaudited). [`AuditLog`] keeps entries in a folder, chained by hashes, and ships them to the bucket; [`verify_folder`] and
+//! [`verify_bucket`] prove that none is missing or changed. Requests that are refused before a call begins leave none.
 //!
 //! # Quotas
 //! What a tenant may use ([`TenantQuota`]) is held before a call begins: the tokens that it is likely to use, and the most that it can cost, by the
@@ -148,7 +149,7 @@
 
 use std::sync::Arc;
 
-use axum::{Router, middleware};
+use axum::Router;
 
 mod alarm;
 mod audit;
@@ -222,14 +223,11 @@ impl Storefront {
 
     /// The routes, ready to be served or called. Routes merged into it afterwards have none of the [limits](StorefrontLimits), ids and spans, and
     /// nobody is asked who they are.
+    ///
+    /// An application may nest it, as in `Router::new().nest("/api", storefront.router())`: each route asks there for what it asks for anywhere, and
+    /// spans name it with the prefix, `/api/v1/models`. [`routes`](Self::routes) and the OpenAPI document do not know of the prefix.
     pub fn router(&self) -> Router {
-        let front = &self.front;
-        let (router, gate) = routes::router(front);
-        router
-            .method_not_allowed_fallback(edge::method_not_allowed)
-            .fallback(edge::not_found)
-            .layer(middleware::from_fn_with_state((Arc::clone(front), Arc::new(gate)), edge::edge))
-            .with_state(Arc::clone(front))
+        routes::router(&self.front).with_state(Arc::clone(&self.front))
     }
 
     /// Every route that [`router`](Self::router) serves, with what a caller must be allowed to do there.

@@ -111,7 +111,11 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         (&Method::POST, "/v1/classify") => posts::<classify::Body, classify::Answer>(schemas, "Labels texts."),
         (&Method::POST, "/v1/judgments") => {
             let summary = "Records a judgment, or with `judgments` a list of them.";
-            with_status(posts::<judgments::Body, Value>(schemas, summary), "201")
+            let mut operation = posts::<judgments::Body, judgments::Recorded>(schemas, summary);
+            or_else::<judgments::List>(schemas, &mut operation["requestBody"]["content"]["application/json"]);
+            let answer = &mut operation["responses"]["200"]["content"]["application/json"];
+            or_else::<judgments::RecordedList>(schemas, answer);
+            with_status(operation, "201")
         }
         (&Method::POST, "/v1/jobs") => {
             with_status(posts::<jobs::Body, jobs::Answer>(schemas, "Orders work of the kitchen."), "202")
@@ -219,6 +223,12 @@ fn posts<Q: JsonSchema, A: JsonSchema>(schemas: &mut SchemaGenerator, summary: &
     let schema = schemas.subschema_for::<Q>();
     operation["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": schema } } });
     operation
+}
+
+/// Says of what has one shape that it may have the shape `T` instead.
+fn or_else<T: JsonSchema>(schemas: &mut SchemaGenerator, content: &mut Value) {
+    let one = content["schema"].take();
+    content["schema"] = json!({ "oneOf": [one, schemas.subschema_for::<T>()] });
 }
 
 fn uploads(schemas: &mut SchemaGenerator, summary: &str) -> Value {

@@ -1,19 +1,20 @@
 //! Every route there is, with who may use it: the one table from which the router is built.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Router,
     handler::Handler,
     http::Method,
+    middleware,
     routing::{MethodRouter, delete, get, post},
 };
 
 use hybrid_core::task::{Chat, Classify, Embed, GenerateImage, Transcribe};
 
 use super::{
-    chat, classify, embeddings, files, front::Front, health, identity::Scope, images, jobs, judgments, models, openapi,
-    records, responses, transcriptions, vectors,
+    chat, classify, edge, embeddings, files, front::Front, health, identity::Scope, images, jobs, judgments, models,
+    openapi, records, responses, transcriptions, vectors,
 };
 
 /// A route of a storefront; [`Storefront::routes`](super::Storefront::routes) lists them.
@@ -121,40 +122,30 @@ fn remove<H: Handler<A, Arc<Front>>, A: 'static>(
 }
 
 /// What the edge asks before it lets a request on.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Access {
     /// Anyone may come.
     Open,
-    /// Whoever is somebody may come, and must have the scope where there is one. Routes that do not exist are of this kind too: strangers do not
-    /// learn which do.
-    Known(Option<Scope>),
+    /// Whoever has the scope may come.
+    Scope(Scope),
+    /// There is nothing here. Whoever is somebody is told so; strangers do not learn which routes there are.
+    Nowhere,
 }
 
-/// Who may use which route.
-#[derive(Debug, Default)]
-pub(super) struct Gate(BTreeMap<&'static str, Vec<(Method, Option<Scope>)>>);
-
-impl Gate {
-    pub(super) fn access(&self, method: &Method, path: Option<&str>) -> Access {
-        // Whoever may read a resource may ask for its head.
-        let method = if *method == Method::HEAD { &Method::GET } else { method };
-        let rules = path.and_then(|path| self.0.get(path)).map_or(&[][..], Vec::as_slice);
-        match rules.iter().find(|(known, _)| known == method) {
-            Some((_, None)) => Access::Open,
-            Some((_, scope)) => Access::Known(*scope),
+/// The router of `front`'s table. What a route asks for is attached to its handler: it holds wherever an application nests the router, and no handler
+/// can be reached past it.
+pub(super) fn router(front: &Arc<Front>) -> Router<Arc<Front>> {
+    let edge = |access| middleware::from_fn_with_state((Arc::clone(front), access), edge::edge);
+    let mut router = Router::new();
+    for (Route { path, scope, .. }, methods) in table(front) {
+        let methods = match scope {
+            Some(scope) => methods.route_layer(edge(Access::Scope(scope))),
             // The wrong method on a probe reveals no more than the right one.
-            None if !rules.is_empty() && rules.iter().all(|(_, scope)| scope.is_none()) => Access::Open,
-            None => Access::Known(None),
-        }
-    }
-}
-
-/// The router of `front`'s table, and who may use which of its routes.
-pub(super) fn router(front: &Front) -> (Router<Arc<Front>>, Gate) {
-    let (mut router, mut gate) = (Router::new(), Gate::default());
-    for (Route { method, path, scope }, methods) in table(front) {
-        gate.0.entry(path).or_default().push((method, scope));
+            None => methods.fallback(edge::method_not_allowed).layer(edge(Access::Open)),
+        };
         router = router.route(path, methods);
     }
-    (router, gate)
+    router
+        .method_not_allowed_fallback(edge::method_not_allowed.layer(edge(Access::Nowhere)))
+        .fallback(edge::not_found.layer(edge(Access::Nowhere)))
 }

@@ -16,7 +16,11 @@ use hybrid_core::{BoxStream, Clock, Error, Event, ReplyMeta, RequestId, Result, 
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use super::{alarm::Alarm, error::ApiError, front::Admitted};
+use super::{
+    alarm::Alarm,
+    error::ApiError,
+    front::{Admitted, ENTRY_WAIT},
+};
 
 /// How long nothing may be sent before a comment says that the server is still there: half of what proxies usually bear.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -53,7 +57,8 @@ pub(super) async fn respond<S: Scribe>(
 ) -> Result<Response, ApiError> {
     let (clock, limits) = (Arc::clone(admitted.front().clock()), admitted.front().limits());
     let told = admitted.front().traces_content();
-    let late = clock.sleep(admitted.deadline().since(clock.monotonic()));
+    // The call itself ends in time, and keeps its entry before that is said. This is for one that waits for an entry too long.
+    let late = clock.sleep(admitted.deadline().plus(ENTRY_WAIT).since(clock.monotonic()));
     let first = match select(events.next(), late).await {
         Either::Left((first, _)) => first,
         Either::Right(_) => return Err(Error::timeout("stream", "the answer did not begin in time").into()),

@@ -196,6 +196,19 @@ async fn a_later_attempt_at_a_file_owes_nothing_to_the_age_of_an_earlier_one() {
 }
 
 #[tokio::test]
+async fn an_upload_that_takes_as_long_as_its_parts_are_kept_makes_no_file() {
+    let (shelf, tenant) = (shelf(), TenantId::single());
+    let mut slow = shelf.files.upload(&tenant, FileId::next(&*shelf.ids));
+    slow.write(vec![1; FILE_PART_BYTES + 1].into()).await.unwrap();
+    shelf.clock.advance(ABANDONED + Duration::from_secs(1));
+    assert_eq!(shelf.files.sweep(&tenant).await.unwrap(), 1);
+    let error = slow.finish(named("out")).await.unwrap_err();
+    assert!(error.is_temporary(), "{error}");
+    slow.abandon().await.unwrap();
+    assert_eq!(shelf.objects().await, 0);
+}
+
+#[tokio::test]
 async fn what_an_attempt_left_that_another_overtook_is_swept_and_the_file_stays() {
     let (shelf, tenant) = (shelf(), TenantId::single());
     let id = FileId::next(&*shelf.ids);

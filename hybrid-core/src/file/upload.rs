@@ -4,8 +4,8 @@ use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
 use uuid::Uuid;
 
-use super::{FILE_PART_BYTES, FilePart, Files, READS, StoredFile, is_of, part_key, parts_prefix};
-use crate::{ArtifactStoreExt, Digest, FileId, Key, ListOptions, Result, TenantId, Timestamp};
+use super::{ABANDONED, FILE_PART_BYTES, FilePart, Files, READS, StoredFile, is_of, part_key, parts_prefix};
+use crate::{ArtifactStoreExt, Digest, Error, FileId, Key, ListOptions, Result, TenantId, Timestamp};
 
 /// A file on its way into the bucket: about one part of it is in memory.
 ///
@@ -21,6 +21,8 @@ pub struct FileUpload {
     nonce: Uuid,
     buffer: BytesMut,
     parts: Vec<FilePart>,
+    /// When the first part was stored.
+    first: Option<Timestamp>,
     bytes: u64,
     /// The descriptor is on its way, and may arrive whatever becomes of the call.
     naming: bool,
@@ -47,7 +49,17 @@ impl NewFile {
 impl FileUpload {
     pub(super) fn new(files: Files, tenant: TenantId, id: FileId) -> Self {
         let nonce = files.ids.next_uuid();
-        Self { files, tenant, id, nonce, buffer: BytesMut::new(), parts: Vec::new(), bytes: 0, naming: false }
+        Self {
+            files,
+            tenant,
+            id,
+            nonce,
+            buffer: BytesMut::new(),
+            parts: Vec::new(),
+            first: None,
+            bytes: 0,
+            naming: false,
+        }
     }
 
     /// The id that the file will have.
@@ -79,10 +91,19 @@ impl FileUpload {
     /// Makes the file of what was written. The same id again is the same file: what an earlier attempt at a job's effect made stays.
     ///
     /// # Errors
-    /// Those of the store: the upload is to be abandoned.
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the upload has taken half a day, since a [sweep](Files::sweep) takes parts of no file after a whole one: upload again.
+    /// Those of the store. After any of them the upload is to be abandoned.
     pub async fn finish(&mut self, new: NewFile) -> Result<StoredFile> {
         if !self.buffer.is_empty() {
             self.store_part().await?;
+        }
+        if let Some(first) = self.first.filter(|first| first.plus(ABANDONED / 2) < self.files.clock.now()) {
+            return Err(Error::unavailable(
+                "finish file",
+                "the upload has taken so long that parts of it may be swept; upload again",
+            )
+            .with("file", self.id)
+            .with("begun", first));
         }
         self.naming = true;
         self.files.keep(&self.tenant, self.id, self.nonce, mem::take(&mut self.parts), new).await
@@ -110,6 +131,7 @@ impl FileUpload {
         let part = FilePart { digest: Digest::of(&bytes), bytes: bytes.len() as u64 };
         let key = part_key(&self.tenant, self.id, Some(self.nonce), &part.digest)?;
         // A part may be there: the same bytes twice in one file.
+        self.first.get_or_insert(self.files.clock.now());
         self.files.store.create_same(&key, bytes).await?;
         self.parts.push(part);
         Ok(())

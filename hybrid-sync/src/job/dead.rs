@@ -146,8 +146,8 @@ impl DeadJobs {
     /// # Errors
     /// Those of queue and bucket. A job that is back on the queue and could not be told to be is told the next time, or has its result before.
     pub async fn redrive(&self, ids: &[MessageId]) -> Result<u64> {
-        let jobs = self.named(ids).await?;
-        let back = self.letters.redrive(ids).await?;
+        let (letters, jobs) = self.named(ids).await?;
+        let back = self.letters.redrive(&letters).await?;
         for (job, _) in jobs.into_values() {
             self.say(&job, State::Redriven).await?;
         }
@@ -160,7 +160,7 @@ impl DeadJobs {
     /// # Errors
     /// Those of queue and bucket; what was not ended keeps its letter.
     pub async fn give_up(&self, ids: &[MessageId]) -> Result<u64> {
-        let jobs = self.named(ids).await?;
+        let (letters, jobs) = self.named(ids).await?;
         for (job, letter) in jobs.values() {
             let failure = Error::new(ErrorKind::ResourceExhausted, "run job", "its deliveries are used up");
             let now = self.clock.now();
@@ -180,14 +180,19 @@ impl DeadJobs {
                 _ => tracing::warn!(job = %job.id, kind = %job.kind, tenant = %job.tenant, "a job is given up"),
             }
         }
-        self.letters.purge(ids).await
+        self.letters.purge(&letters).await
     }
 
-    /// The jobs among the letters named.
-    async fn named(&self, ids: &[MessageId]) -> Result<BTreeMap<JobId, (Job, DeadLetter)>> {
+    /// Of the letters named those that are seen now, and the jobs among them. Another who looks may hide a letter for a moment, and what was not seen must not be
+    /// done with: nothing has been said of its job.
+    async fn named(&self, ids: &[MessageId]) -> Result<(Vec<MessageId>, BTreeMap<JobId, (Job, DeadLetter)>)> {
         let wanted = |dead: &DeadJob| ids.contains(&dead.letter.id);
-        let found = self.list().await?.into_iter().filter(wanted);
-        Ok(found.filter_map(|DeadJob { letter, job }| job.map(|job| (job.id, (job, letter)))).collect())
+        let found: Vec<_> = self.list().await?.into_iter().filter(wanted).collect();
+        let letters = found.iter().map(|dead| dead.letter.id.clone()).collect();
+        Ok((
+            letters,
+            found.into_iter().filter_map(|DeadJob { letter, job }| job.map(|job| (job.id, (job, letter)))).collect(),
+        ))
     }
 
     async fn look(&self, job: &Job) -> Result<Standing> {

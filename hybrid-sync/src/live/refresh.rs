@@ -24,6 +24,15 @@ const LONGEST_HOLD: Duration = Duration::from_secs(60 * 60);
 /// A warm-up that takes longer has failed.
 const WARM_UP_LIMIT: Duration = Duration::from_secs(120);
 
+/// What kept a version out of service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// It could not be brought here.
+    Fetch,
+    /// It could not be loaded and warmed up.
+    Version,
+}
+
 /// What a refresh did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -93,7 +102,8 @@ impl<T: Task> Follower<T> {
     pub(super) async fn restore(&mut self, shared: &Shared<T>) -> Result<()> {
         self.publish_times(shared);
         let Some(serving) = self.reader.floor().and_then(|floor| floor.serving) else { return Ok(()) };
-        self.put_in_service(serving, shared).await.map(|_| ()).inspect_err(|error| fail(shared, Some(serving), error))
+        let done = self.put_in_service(serving, shared).await.map(|_| ()).map_err(|(error, _)| error);
+        done.inspect_err(|error| fail(shared, Some(serving), error))
     }
 
     pub(super) async fn refresh(&mut self, shared: &Shared<T>) -> Result<Refresh> {
@@ -133,10 +143,10 @@ impl<T: Task> Follower<T> {
                 self.reader.set_serving(wanted).await?;
                 Ok(swapped)
             }
-            Err(error) => {
+            Err((error, cause)) => {
                 fail(shared, Some(wanted), &error);
-                // A store that is away says nothing about the version.
-                if !error.is_temporary() {
+                // A store that is away says nothing about the version; a version that takes too long to answer does.
+                if cause == Cause::Version || !error.is_temporary() {
                     self.remember(wanted, &error);
                 }
                 Err(error)
@@ -144,13 +154,14 @@ impl<T: Task> Follower<T> {
         }
     }
 
-    async fn put_in_service(&mut self, manifest: Digest, shared: &Shared<T>) -> Result<Refresh> {
+    async fn put_in_service(&mut self, manifest: Digest, shared: &Shared<T>) -> Result<Refresh, (Error, Cause)> {
         let started = self.clock.monotonic();
         self.unpruned = true;
         self.hold(shared, Some(manifest)).await;
-        let fetched = self.registry.fetch(manifest, &self.trust, &self.cache, FetchOptions::default()).await?;
+        let fetched = self.registry.fetch(manifest, &self.trust, &self.cache, FetchOptions::default()).await;
+        let fetched = fetched.map_err(|error| (error, Cause::Fetch))?;
         let fetched_at = self.clock.monotonic();
-        let serving = self.load(&fetched, shared).await?;
+        let serving = self.load(&fetched, shared).await.map_err(|error| (error, Cause::Version))?;
         let loaded_at = self.clock.monotonic();
         let to = serving.version;
         let old = shared.current.swap(Some(Arc::new(serving)));

@@ -29,11 +29,13 @@ impl JobContext {
     /// The key of an effect of this job: `t/<tenant>/jobs/<id>/<name>`, the same in each attempt.
     ///
     /// # Errors
-    /// [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) if the name is `result` (the worker's own), or no part of a key.
+    /// [`InvalidInput`](hybrid_core::ErrorKind::InvalidInput) if the name is `result`, `job` or `dead`, which are others', or no part of a key.
     pub fn effect_key(&self, name: &str) -> Result<Key> {
         let Job { id, tenant, .. } = &*self.job;
-        if name == "result" || name.starts_with("result/") {
-            return Err(Error::invalid("name effect", "the name is the result's; choose another").with("job", id));
+        if ["result", "job", "dead"].contains(&name.split('/').next().unwrap_or_default()) {
+            return Err(Error::invalid("name effect", "the name is taken; choose another")
+                .with("job", id)
+                .with("name", name));
         }
         Key::new(format!("t/{tenant}/jobs/{id}/{name}"))
     }

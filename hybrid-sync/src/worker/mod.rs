@@ -90,7 +90,8 @@ use run::Shared;
 /// Whether an error can never go away by trying again, so that it becomes the job's result at once.
 pub fn is_permanent(kind: ErrorKind) -> bool {
     use ErrorKind::*;
-    matches!(kind, InvalidInput | TooLarge | Corrupt | Unsupported | Untrusted | PolicyDenied | PermissionDenied)
+    // Rights and credentials come and go: a job that lacks them waits for somebody.
+    matches!(kind, InvalidInput | TooLarge | Corrupt | Unsupported | Untrusted | PolicyDenied)
 }
 
 /// How a [`Worker`] works.

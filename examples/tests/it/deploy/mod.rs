@@ -200,6 +200,7 @@ async fn the_stack_comes_out_as_written_and_the_loop_runs_on_it_under_its_roles(
         assert!(used("kitchen").contains(action), "{action} of {:?}", used("kitchen"));
     }
     no_more_than_its_part(&stack).await;
+    who_buries(&stack);
     no_overwriting(&stack);
 }
 
@@ -271,6 +272,14 @@ async fn no_more_than_its_part(stack: &Stack) {
         assert_eq!(permitted(received.map(drop)), role == "kitchen", "{role} receives");
         let dead = hybrid_core::DeadLetters::list(&queue.dead_letters().unwrap(), 1, None).await;
         assert_eq!(permitted(dead.map(drop)), role == "kitchen", "{role} looks at dead letters");
+    }
+}
+
+/// A message whose deliveries were used up by its copies is put among the dead letters by whoever receives it.
+fn who_buries(stack: &Stack) {
+    for role in ROLES {
+        let dead = stack.made["dead_letters"]["QueueArn"].as_str().unwrap();
+        assert_eq!(stack.gate.decide(role, "sqs:SendMessage", dead, &[]), role == "kitchen", "{role}");
     }
 }
 

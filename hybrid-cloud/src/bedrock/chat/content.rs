@@ -17,6 +17,8 @@ use hybrid_core::{
     },
 };
 
+use serde_json::{Value, json};
+
 use super::{super::json, media, request::Mapper, tools};
 
 /// Whether a message calls tools or gives their results.
@@ -39,7 +41,8 @@ pub(super) fn system(mapper: &mut Mapper<'_>, parts: Vec<SystemPart>) -> Result<
 }
 
 pub(super) fn messages(mapper: &mut Mapper<'_>, messages: Vec<Message>) -> Result<Vec<converse::Message>> {
-    let mut mapped = Vec::with_capacity(messages.len());
+    // Each with the field that it came from first: Bedrock wants turns, and the results of one turn's calls in one message.
+    let mut turns: Vec<(String, ConversationRole, Vec<ContentBlock>)> = Vec::with_capacity(messages.len());
     for (i, message) in messages.into_iter().enumerate() {
         let field = format!("messages[{i}]");
         let Message { role, name, content } = message;
@@ -63,16 +66,21 @@ pub(super) fn messages(mapper: &mut Mapper<'_>, messages: Vec<Message>) -> Resul
             }
             blocks.push(self::part(mapper, &field, part)?);
         }
+        match turns.last_mut() {
+            Some((_, last, said)) if *last == role => said.append(&mut blocks),
+            _ => turns.push((field, role, blocks)),
+        }
+    }
+    let message = |(field, role, blocks): (String, ConversationRole, Vec<ContentBlock>)| {
         if blocks.is_empty() {
             // Without a word a turn cannot be left out either: Bedrock wants user and assistant in turns.
             return Err(
                 mapper.invalid(format_args!("{field}.content"), "holds blank texts alone, which Bedrock refuses")
             );
         }
-        let message = converse::Message::builder().role(role).set_content(Some(blocks)).build();
-        mapped.push(mapper.built(message)?);
-    }
-    Ok(mapped)
+        mapper.built(converse::Message::builder().role(role).set_content(Some(blocks)).build())
+    };
+    turns.into_iter().map(message).collect()
 }
 
 fn part(mapper: &mut Mapper<'_>, field: &str, part: ContentPart) -> Result<ContentBlock> {
@@ -231,7 +239,7 @@ fn search_result(mapper: &Mapper<'_>, result: SearchResult) -> Result<SearchResu
     mapper.built(block)
 }
 
-fn tool_use(mapper: &Mapper<'_>, field: &str, tool_use: ToolUse) -> Result<ToolUseBlock> {
+fn tool_use(mapper: &mut Mapper<'_>, field: &str, tool_use: ToolUse) -> Result<ToolUseBlock> {
     let ToolUse { id, name, input, kind } = tool_use;
     check_id(mapper, &format!("{field}.id"), &id)?;
     tools::check_name(mapper, &format!("{field}.name"), &name)?;
@@ -242,6 +250,14 @@ fn tool_use(mapper: &Mapper<'_>, field: &str, tool_use: ToolUse) -> Result<ToolU
             return Err(
                 mapper.unsupported(format_args!("{field}.kind"), "Converse knows tools with JSON arguments alone")
             );
+        }
+    };
+    let input = match input {
+        Value::Object(_) => input,
+        // Such as the half of the arguments of a call that was cut off: with anything but an object every turn that follows would be refused.
+        other => {
+            mapper.ignore(format_args!("{field}.input"), "no JSON object, so it is given as the field raw of one");
+            json!({ "raw": other })
         }
     };
     let block = ToolUseBlock::builder().tool_use_id(id).name(name).input(json::document(input)).set_type(kind).build();
@@ -256,7 +272,9 @@ fn tool_result(mapper: &mut Mapper<'_>, field: &str, result: ToolResult) -> Resu
         let field = format!("{field}.content[{k}]");
         blocks.push(match part {
             ToolResultPart::Text(text) => ToolResultContentBlock::Text(text),
-            ToolResultPart::Json(value) => ToolResultContentBlock::Json(json::document(value)),
+            ToolResultPart::Json(value) if value.is_object() => ToolResultContentBlock::Json(json::document(value)),
+            // As JSON Converse takes objects alone.
+            ToolResultPart::Json(value) => ToolResultContentBlock::Text(value.to_string()),
             ToolResultPart::Image(image) => ToolResultContentBlock::Image(media::image(mapper, &field, image)?),
             ToolResultPart::Video(video) => ToolResultContentBlock::Video(media::video(mapper, &field, video)?),
             ToolResultPart::Document(document) => {

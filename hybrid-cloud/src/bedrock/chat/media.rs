@@ -164,10 +164,11 @@ pub(super) fn video(mapper: &Mapper<'_>, field: &str, video: VideoPart) -> Resul
     mapper.built(VideoBlock::builder().format(VideoFormat::from(format)).source(source).build())
 }
 
-pub(super) fn document(mapper: &Mapper<'_>, field: &str, document: DocumentPart) -> Result<DocumentBlock> {
-    let DocumentPart { name, media_type, source, context, citations } = document;
-    if name.chars().count() > 200 {
-        return Err(mapper.invalid(format_args!("{field}.name"), "Converse takes names of at most 200 characters"));
+pub(super) fn document(mapper: &mut Mapper<'_>, field: &str, document: DocumentPart) -> Result<DocumentBlock> {
+    let DocumentPart { name: given, media_type, source, context, citations } = document;
+    let name = document_name(&given);
+    if name != given {
+        mapper.ignore(format_args!("{field}.name"), "told as Converse spells names");
     }
     // The format of text that is given as text is text.
     let format = match (&source, media_type.as_deref()) {
@@ -194,6 +195,17 @@ pub(super) fn document(mapper: &Mapper<'_>, field: &str, document: DocumentPart)
         .set_citations(cite(mapper, citations)?)
         .build();
     mapper.built(document)
+}
+
+/// A file's name as Converse takes it: without its ending, of at most 200 letters and digits of ASCII, hyphens, brackets and single spaces.
+fn document_name(given: &str) -> String {
+    let is_ending = |ending: &str| (1..=5).contains(&ending.len()) && ending.bytes().all(|b| b.is_ascii_alphanumeric());
+    let stem = given.rsplit_once('.').filter(|(_, ending)| is_ending(ending)).map_or(given, |(stem, _)| stem);
+    let known = |c: char| c.is_ascii_alphanumeric() || "-()[]".contains(c);
+    let words: String = stem.chars().map(|c| if known(c) || c.is_whitespace() { c } else { '-' }).collect();
+    let name: String = words.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect();
+    let name = name.trim_end();
+    if name.is_empty() { "document".to_owned() } else { name.to_owned() }
 }
 
 pub(super) fn cite(mapper: &Mapper<'_>, citations: bool) -> Result<Option<CitationsConfig>> {

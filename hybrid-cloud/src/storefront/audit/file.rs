@@ -66,7 +66,7 @@ impl Default for AuditLogOptions {
 pub struct AuditLog {
     pub(super) folder: PathBuf,
     pub(super) writer: WriterId,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     /// One shipment at a time.
     pub(super) shipping: Arc<tokio::sync::Mutex<()>>,
@@ -145,7 +145,7 @@ impl Drop for AuditLog {
 }
 
 /// What callers and the log's thread share.
-struct Shared {
+pub(super) struct Shared {
     line: Mutex<Line>,
     /// Told when the turn is the thread's, and when the log is closed.
     called: Condvar,
@@ -261,7 +261,7 @@ impl Shared {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn segment(&self) -> MutexGuard<'_, Segment> {
+    pub(super) fn segment(&self) -> MutexGuard<'_, Segment> {
         self.segment.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

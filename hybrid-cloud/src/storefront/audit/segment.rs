@@ -9,6 +9,7 @@ use std::{
 use hybrid_core::{Error, ErrorKind, Result, WriterId};
 use tokio::sync::oneshot;
 
+use self::fault::{Step, disk};
 use super::{
     chain::{self, Link, segments},
     file::{APPEND, AuditLogOptions, OPEN},
@@ -98,7 +99,7 @@ impl Segment {
     }
 
     fn begin(folder: &Path, writer: &WriterId, options: &AuditLogOptions, mut link: Link) -> Result<Self> {
-        let path = folder.join(format!("{:020}.jsonl", link.seq));
+        let path = segment_path(folder, link.seq);
         let failed = |error: io::Error| failed(OPEN, &path, &error);
         // A segment is there with its head or not at all: on a full disk the next try begins anew.
         let fresh = folder.join("next");
@@ -107,8 +108,15 @@ impl Segment {
         link.write_head(writer, &mut head)?;
         file.write_all(&head).and_then(|()| file.sync_all()).map_err(failed)?;
         fs::rename(&fresh, &path).map_err(failed)?;
-        // The name must outlive a crash as the bytes do.
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+        // The name must outlive a crash as the bytes do. One that may not is taken back, for the segment before it grows on.
+        let named = File::open(folder).and_then(|folder| folder.sync_all()).and_then(|()| disk(Step::Name));
+        if let Err(error) = named {
+            disk(Step::Unname).and_then(|()| fs::remove_file(&path)).map_err(|left| {
+                tracing::error!(error = %left, path = %path.display(), "an audit segment that was begun in vain stays behind");
+                failed(left)
+            })?;
+            return Err(failed(error));
+        }
         Ok(Self {
             folder: folder.to_owned(),
             writer: writer.clone(),
@@ -138,6 +146,7 @@ impl Segment {
                     let full = self.length + text.len() as u64 + line > self.options.segment_bytes;
                     if full && link.seq - self.link.seq + self.entries > 0 {
                         self.commit(&mut text, &mut link, &mut waiting);
+                        // Where nothing of it could be kept, this segment is as good as a new one.
                         let next = self.next();
                         link = self.link.clone();
                         if let Err(error) = next {
@@ -154,10 +163,9 @@ impl Segment {
                 }
                 Order::Seal(done) => {
                     self.commit(&mut text, &mut link, &mut waiting);
-                    let sealed = if self.entries > 0 { self.next() } else { Ok(()) };
-                    link = self.link.clone();
                     // Whoever asked may have gone.
-                    let _ = done.send(sealed);
+                    let _ = done.send(self.next());
+                    link = self.link.clone();
                 }
             }
         }
@@ -169,18 +177,15 @@ impl Segment {
         if text.is_empty() {
             return;
         }
-        let written = match &self.lost {
-            Some(why) => {
-                Err(Error::unavailable(APPEND, "the audit log is lost until it is opened again").with("because", why))
-            }
-            None => self.write(text).map_err(|error| {
-                let back = self.file.set_len(self.length).and_then(|()| self.file.seek(SeekFrom::End(0)));
-                if let Err(error) = back {
+        let written = self.check().and_then(|()| {
+            self.write(text).map_err(|error| {
+                let back = disk(Step::Cut).and_then(|()| self.file.set_len(self.length));
+                if let Err(error) = back.and_then(|()| self.file.seek(SeekFrom::End(0))) {
                     self.lost = Some(error.to_string());
                 }
                 failed(APPEND, &self.path, &error)
-            }),
-        };
+            })
+        });
         match &written {
             Ok(()) => {
                 self.length += text.len() as u64;
@@ -207,15 +212,48 @@ impl Segment {
 
     fn write(&mut self, text: &[u8]) -> io::Result<()> {
         self.file.write_all(text)?;
+        disk(Step::Write)?;
         if self.options.sync { self.file.sync_data() } else { Ok(()) }
     }
 
-    /// Seals this segment and begins the next.
+    /// Seals this segment and begins the next. Nothing happens where it has no entries: the next would have its name.
     fn next(&mut self) -> Result<()> {
+        self.check()?;
+        if self.entries == 0 {
+            return Ok(());
+        }
         self.file.sync_all().map_err(|error| failed(APPEND, &self.path, &error))?;
-        *self = Self::begin(&self.folder, &self.writer, &self.options, self.link.clone())?;
+        match Self::begin(&self.folder, &self.writer, &self.options, self.link.clone()) {
+            Ok(next) => *self = next,
+            Err(error) => {
+                // The head of a next segment that may be there would not follow from this one if it grew on.
+                if !matches!(fs::exists(segment_path(&self.folder, self.link.seq)), Ok(false)) {
+                    self.lost = Some(error.to_string());
+                }
+                return Err(error);
+            }
+        }
         Ok(())
     }
+
+    /// The number of this segment's first entry. What is before it in the folder is sealed.
+    pub(super) fn first(&self) -> u64 {
+        self.link.seq - self.entries
+    }
+
+    /// Refuses where nobody knows what the folder holds.
+    fn check(&self) -> Result<()> {
+        match &self.lost {
+            Some(why) => {
+                Err(Error::unavailable(APPEND, "the audit log is lost until it is opened again").with("because", why))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn segment_path(folder: &Path, first: u64) -> PathBuf {
+    folder.join(format!("{first:020}.jsonl"))
 }
 
 /// What an entry takes in a segment, at most.
@@ -230,3 +268,41 @@ pub(super) fn failed(operation: &'static str, path: &Path, error: &io::Error) ->
     };
     Error::new(kind, operation, "the disk refused").with("path", path.display()).with_source(error.to_string())
 }
+
+/// Where a test makes the disk refuse.
+mod fault {
+    use std::io;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(super) enum Step {
+        /// What was written did not get to the disk whole.
+        Write,
+        /// It cannot be cut off again.
+        Cut,
+        /// A new segment's name did not get to the disk.
+        Name,
+        /// It cannot be removed again.
+        Unname,
+    }
+
+    #[cfg(not(test))]
+    pub(super) fn disk(_: Step) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) fn disk(step: Step) -> io::Result<()> {
+        let refused = REFUSED
+            .with_borrow_mut(|steps| steps.iter().position(|refused| *refused == step).map(|at| steps.remove(at)));
+        refused.map_or(Ok(()), |_| Err(io::ErrorKind::StorageFull.into()))
+    }
+
+    #[cfg(test)]
+    thread_local! {
+        /// What is refused to this thread, each once.
+        pub(super) static REFUSED: std::cell::RefCell<Vec<Step>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! From the folder to the bucket.
 
-use std::{fs, io, time::Duration};
+use std::{fs, io, sync::Arc, time::Duration};
 
 use hybrid_core::{ArtifactStore, ArtifactStoreExt, Cancellation, Clock, Error, Result};
 
@@ -20,10 +20,15 @@ impl AuditLog {
     /// Dropping the future leaves a segment that the next call creates again, with the same bytes.
     pub async fn ship(&self, store: &dyn ArtifactStore) -> Result<usize> {
         let _one = self.shipping.lock().await;
-        let folder = self.folder.clone();
-        let mut sealed = on_disk(move || segments(&folder)).await?;
-        // The last one is being written.
-        sealed.pop();
+        let (folder, shared) = (self.folder.clone(), Arc::clone(&self.shared));
+        let sealed = on_disk(move || {
+            // Asked before the folder is: one that is begun meanwhile is not taken for sealed.
+            let written = shared.segment().first();
+            let mut sealed = segments(&folder)?;
+            sealed.retain(|(first, _)| *first < written);
+            Ok(sealed)
+        });
+        let sealed = sealed.await?;
         let mut shipped = 0;
         for (first, name) in sealed {
             let (path, marker) = (self.folder.join(&name), self.folder.join(format!("{first:020}.shipped")));
@@ -59,11 +64,9 @@ impl AuditLog {
                 () = stop.cancelled() => true,
                 () = clock.sleep(interval) => false,
             };
-            let outcome = match self.seal().await {
-                Ok(()) => self.ship(store).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = outcome {
+            // Segments that were sealed before are shipped whatever becomes of the one that is being written.
+            let (sealed, shipped) = (self.seal().await, self.ship(store).await);
+            for error in [sealed.err(), shipped.err()].into_iter().flatten() {
                 tracing::warn!(%error, "audit segments could not be shipped; they stay on this machine");
             }
             if stopping {

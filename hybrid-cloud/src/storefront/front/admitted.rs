@@ -130,7 +130,7 @@ impl Admitted {
                 Ok(reply)
             }
             Err(error) => {
-                call.fail(&error, false);
+                call.fail(&error, false).await;
                 Err(error.into())
             }
         }
@@ -150,10 +150,10 @@ impl Admitted {
         match opening.run(T::NAME, model.backend.stream(&call.cx, request)).instrument(call.span()).await {
             Ok(events) => {
                 call.begun().await?;
-                Ok(call.watch(events, late))
+                Ok(call.watch(events, self.edge.deadline))
             }
             Err(error) => {
-                call.fail(&error, false);
+                call.fail(&error, false).await;
                 Err(error.into())
             }
         }
@@ -166,7 +166,10 @@ impl Admitted {
         streamed: bool,
     ) -> Result<Purpose, ApiError> {
         let profile = model.backend.profile();
-        let estimate = Estimate::of::<T>(request, &profile)?;
+        // A price that does not work out is the operator's mistake, not the customer's.
+        let estimate = Estimate::of::<T>(request, &profile).map_err(|error| {
+            Error::internal("estimate cost", "the price does not work out").with("model", model.id()).with_source(error)
+        })?;
         let audited = AuditedModel {
             offered: model.id().to_owned(),
             backend: profile.name.clone(),
@@ -197,7 +200,7 @@ impl Admitted {
         let recorded = recorded.instrument(call.span()).await;
         match recorded.as_ref().map(|results| results.iter().find_map(|result| result.as_ref().err())) {
             Ok(None) => call.done(None, None).await?,
-            Ok(Some(error)) | Err(error) => call.fail(error, false),
+            Ok(Some(error)) | Err(error) => call.fail(error, false).await,
         }
         Ok(recorded?)
     }
@@ -266,7 +269,7 @@ impl Admitted {
         let outcome = call.cx.run(operation, work).instrument(call.span()).await;
         match &outcome {
             Ok(_) => call.done(None, None).await?,
-            Err(error) => call.fail(error, false),
+            Err(error) => call.fail(error, false).await,
         }
         Ok(outcome?)
     }

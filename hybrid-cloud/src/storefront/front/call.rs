@@ -1,6 +1,11 @@
 //! One call on its way: what it holds while it runs, and what happens when it ends however it ends.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use futures_util::{
     FutureExt, StreamExt,
@@ -8,7 +13,8 @@ use futures_util::{
     stream,
 };
 use hybrid_core::{
-    BoxFuture, BoxStream, CallContext, Cancellation, Error, ErrorKind, Event, Locality, ReplyMeta, Result,
+    BoxFuture, BoxStream, CallContext, Cancellation, Error, ErrorKind, Event, Locality, Monotonic, ReplyMeta,
+    RequestId, Result,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -22,6 +28,9 @@ use crate::storefront::{
     quota::{Estimate, Holding},
     traceparent,
 };
+
+/// How long an error waits for its entry, at most: the call's own time may be over, and a disk that hangs must not hold the call's place for ever.
+pub(in crate::storefront) const ENTRY_WAIT: Duration = Duration::from_secs(5);
 
 /// A call that has a place. Dropping it, as happens when the client disconnects, cancels what runs under it, keeps what was held for it as used,
 /// and leaves an audit entry that says so.
@@ -59,7 +68,8 @@ impl Purpose {
 impl Drop for Call {
     fn drop(&mut self) {
         self.cx.cancel.cancel();
-        self.end_unheard(Outcome::Cut);
+        // Nobody waits for this entry: it is seen to in a task of its own.
+        drop(self.queue_end(Outcome::Cut));
     }
 }
 
@@ -160,8 +170,8 @@ impl Call {
     }
 
     /// The call has ended with an error. What is held comes back where it is certain that nothing was done for it; a provider charges for an answer
-    /// that came too late or broke off.
-    pub(super) fn fail(&mut self, error: &Error, begun: bool) {
+    /// that came too late or broke off. Waits until that is kept; where it cannot be, that is counted, and hides no error.
+    pub(super) async fn fail(&mut self, error: &Error, begun: bool) {
         self.told.failed(error.kind());
         let for_nothing = matches!(
             error.kind(),
@@ -178,36 +188,111 @@ impl Call {
         if let Some(holding) = self.holding.take_if(|_| for_nothing && !begun && !error.is_in_doubt()) {
             holding.release();
         }
-        self.end_unheard(Outcome::Failed(format!("{:?}", error.kind())));
-    }
-
-    /// Queues the entry of a call to whose caller nothing can be said any more, or an error is said anyway.
-    fn end_unheard(&mut self, outcome: Outcome) {
-        let (Some(mut entry), Some(audit)) = (self.entry.take(), &self.front.ports.audit) else { return };
-        (entry.outcome, entry.at) = (outcome, self.cx.clock.now());
-        // A sink that refuses it at once is noticed here; one that fails later says so itself.
-        if let Some(Err(error)) = audit.sink.append(entry).now_or_never() {
-            self.front.count_unaudited();
-            tracing::error!(name: "unaudited", %error, request_id = %self.cx.request, "the end of a call could not be audited");
+        // What still runs under it has nobody left to run for.
+        self.cx.cancel.cancel();
+        if let Some(keeping) = self.queue_end(Outcome::Failed(format!("{:?}", error.kind()))) {
+            keeping.before_an_error().await;
         }
     }
 
-    /// `events` with this call held until they end, and ended with [`Timeout`](ErrorKind::Timeout) when `late` has passed.
+    /// Queues the entry of a call that has ended without what it was for.
+    fn queue_end(&mut self, outcome: Outcome) -> Option<Keeping<'_>> {
+        let mut entry = self.entry.take()?;
+        (entry.outcome, entry.at) = (outcome, self.cx.clock.now());
+        Keeping::queue(&self.front, &self.cx.request, entry)
+    }
+
+    /// `events` with this call held until they end, and ended with [`Timeout`](ErrorKind::Timeout) where they have not begun by `begin`, or the
+    /// call's own deadline passes.
     pub(super) fn watch<T: Served>(
         self,
         events: BoxStream<'static, Result<Event<T>>>,
-        late: Duration,
+        begin: Monotonic,
     ) -> BoxStream<'static, Result<Event<T>>> {
-        let timer = self.cx.clock.sleep(late);
+        let timer = self.cx.clock.sleep(begin.since(self.cx.clock.monotonic()));
         let deltas = self.front.keeps_content().then(Vec::new);
         stream::unfold(Some(Watched { call: self, events, timer, begun: false, deltas }), Watched::next).boxed()
     }
 }
 
+/// An entry on its way to be kept. Dropped before it is known how that ends, as when the client disconnects, it leaves a task behind that sees to it.
+struct Keeping<'a> {
+    front: &'a Arc<Front>,
+    request: &'a RequestId,
+    /// Until it has ended, or somebody has counted it.
+    durable: Option<BoxFuture<'static, Result<()>>>,
+}
+
+impl<'a> Keeping<'a> {
+    /// Queues `entry` at once; nothing where there is no audit.
+    fn queue(front: &'a Arc<Front>, request: &'a RequestId, entry: AuditEntry) -> Option<Self> {
+        let durable = front.ports.audit.as_ref()?.sink.append(entry);
+        Some(Self { front, request, durable: Some(durable) })
+    }
+
+    /// Waits until it is kept; where it is not, that is counted.
+    async fn before_an_error(mut self) {
+        let (front, request) = (self.front, self.request);
+        let late = async { front.ports.clock.sleep(ENTRY_WAIT).await };
+        let kept = match select(&mut self, pin!(late)).await {
+            Either::Left((kept, _)) => kept,
+            Either::Right(_) => Err(Error::timeout("keep audit entry", "the entry was not kept in time")),
+        };
+        // Counted here, once.
+        self.durable = None;
+        if let Err(error) = kept {
+            unheard(front, request, &error);
+        }
+    }
+}
+
+impl Future for Keeping<'_> {
+    type Output = Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(durable) = &mut self.durable else { return Poll::Pending };
+        let kept = ready!(durable.poll_unpin(cx));
+        self.durable = None;
+        Poll::Ready(kept)
+    }
+}
+
+impl Drop for Keeping<'_> {
+    fn drop(&mut self) {
+        let Some(mut durable) = self.durable.take() else { return };
+        // Mostly it is there already, and needs no task.
+        match ((&mut durable).now_or_never(), tokio::runtime::Handle::try_current()) {
+            (Some(Ok(())), _) => {}
+            (Some(Err(error)), _) => unheard(self.front, self.request, &error),
+            (None, Ok(runtime)) => {
+                let (front, request) = (Arc::clone(self.front), self.request.clone());
+                runtime.spawn(async move {
+                    if let Err(error) = durable.await {
+                        unheard(&front, &request, &error);
+                    }
+                });
+            }
+            // Outside of a runtime the sink alone can say what becomes of it.
+            (None, Err(_)) => {}
+        }
+    }
+}
+
+/// Counts an entry that could not be kept of a call to whose caller nothing can be said any more, or an error is said anyway.
+fn unheard(front: &Front, request: &RequestId, error: &Error) {
+    front.count_unaudited();
+    tracing::error!(name: "unaudited", %error, request_id = %request, "the end of a call could not be audited");
+}
+
 /// Makes `entry` durable, or does what the options say where that fails.
-async fn keep(front: &Front, cx: &CallContext, entry: AuditEntry) -> Result<()> {
-    let Some(audit) = &front.ports.audit else { return Ok(()) };
-    let Err(error) = cx.run("keep audit entry", audit.sink.append(entry)).await else { return Ok(()) };
+async fn keep(front: &Arc<Front>, cx: &CallContext, entry: AuditEntry) -> Result<()> {
+    let (Some(audit), Some(mut keeping)) = (&front.ports.audit, Keeping::queue(front, &cx.request, entry)) else {
+        return Ok(());
+    };
+    let kept = cx.run("keep audit entry", &mut keeping).await;
+    // One that comes too late for its answer is counted here, once.
+    keeping.durable = None;
+    let Err(error) = kept else { return Ok(()) };
     front.count_unaudited();
     match audit.options.on_failure {
         AuditFailure::Continue => {
@@ -231,6 +316,7 @@ pub(super) fn kept(value: &impl Serialize) -> Option<Value> {
 struct Watched<T: Served> {
     call: Call,
     events: BoxStream<'static, Result<Event<T>>>,
+    /// Ends when the answer should have begun; once it has, when it should have ended.
     timer: BoxFuture<'static, ()>,
     /// Whether anything of the answer has come.
     begun: bool,
@@ -253,15 +339,23 @@ impl<T: Served> Watched<T> {
                 Err(error) => error,
             },
             Some(Some(Err(error))) => error,
-            None => Error::timeout("stream", "the answer took too long").with("request", &watched.call.cx.request),
+            None => {
+                let late = if watched.begun { "the answer took too long" } else { "the answer did not begin in time" };
+                Error::timeout("stream", late).with("request", &watched.call.cx.request)
+            }
         };
-        watched.call.fail(&error, watched.begun);
+        watched.call.fail(&error, watched.begun).await;
         Some((Err(error), None))
     }
 
     async fn take_note(&mut self, event: &Event<T>) -> Result<()> {
         if !std::mem::replace(&mut self.begun, true) {
-            self.call.told.first(&self.call.cx);
+            let cx = &self.call.cx;
+            self.call.told.first(cx);
+            self.timer = match cx.deadline {
+                Some(deadline) => cx.clock.sleep(deadline.since(cx.clock.monotonic())),
+                None => Box::pin(std::future::pending()),
+            };
         }
         match event {
             Event::Delta(delta) => {

@@ -74,11 +74,11 @@ impl Admitted {
         match call.cx.run("count files", files.count(&self.principal.tenant)).await {
             Ok(count) if count < limit => Ok(()),
             Ok(_) => {
-                call.fail(&Error::too_large("store file", "the tenant has too many files"), false);
+                call.fail(&Error::too_large("store file", "the tenant has too many files"), false).await;
                 Err(ApiError::too_many_files(limit))
             }
             Err(error) => {
-                call.fail(&error, false);
+                call.fail(&error, false).await;
                 Err(error.into())
             }
         }
@@ -130,7 +130,7 @@ impl Admitted {
                 Ok(None)
             }
             Err(error) => {
-                call.fail(&error, false);
+                call.fail(&error, false).await;
                 Err(error.into())
             }
         }
@@ -163,8 +163,8 @@ impl Uploading {
     /// Removes what came, before its sender hears why.
     pub(crate) async fn give_up(&mut self, refused: &ApiError) {
         match refused.detail() {
-            Some(error) => self.call.fail(error, false),
-            None => self.call.fail(&Error::invalid("store file", "the upload was refused"), false),
+            Some(error) => self.call.fail(error, false).await,
+            None => self.call.fail(&Error::invalid("store file", "the upload was refused"), false).await,
         }
         if let Some(upload) = self.upload.take() {
             abandon(upload).await;

@@ -14,7 +14,7 @@ use hybrid_core::{
     Cancellation, Clock, CollectionName, DataPolicy, DatasetName, Files, IdSource, JobKind, Jobs, JudgmentSink,
     RecordStore, Result, TenantId, Timestamp, VectorIndex,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 mod admitted;
 mod call;
@@ -29,6 +29,7 @@ mod told;
 mod vectors;
 
 pub(super) use admitted::Admitted;
+pub(super) use call::ENTRY_WAIT;
 pub(super) use files::Uploading;
 pub(super) use identify::{Identified, Refused};
 pub use offer::Offer;
@@ -48,6 +49,7 @@ use super::{
 pub(super) struct Front {
     ports: Ports,
     slots: Arc<Semaphore>,
+    uploads: Semaphore,
     opened: Timestamp,
     draining: Cancellation,
     /// Calls of which no entry could be kept.
@@ -97,6 +99,7 @@ impl Front {
     pub(super) fn new(ports: Ports) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(ports.limits.requests.min(Semaphore::MAX_PERMITS))),
+            uploads: Semaphore::new(ports.limits.uploads.min(Semaphore::MAX_PERMITS)),
             opened: ports.clock.now(),
             draining: Cancellation::new(),
             unaudited: AtomicU64::new(0),
@@ -144,6 +147,11 @@ impl Front {
 
     pub(super) fn links_files(&self) -> bool {
         self.ports.files.as_ref().is_some_and(Files::gives_links)
+    }
+
+    /// The place of an upload that is read into memory, unless there are as many already as there may be.
+    pub(super) fn upload(&self) -> Option<SemaphorePermit<'_>> {
+        self.uploads.try_acquire().ok()
     }
 
     pub(super) fn drain(&self) {

@@ -48,7 +48,7 @@ impl Admitted {
                 Ok(version)
             }
             Err(error) => {
-                call.fail(&error, false);
+                call.fail(&error, false).await;
                 Err(match error.kind() {
                     ErrorKind::AlreadyExists => ApiError::conflict(&error),
                     ErrorKind::NotFound => ApiError::unknown_record(key.as_str()),

@@ -26,7 +26,7 @@ impl Sending {
         match &part {
             Ok(Some(_)) => {}
             Ok(None) => self.call.done(None, None).await?,
-            Err(error) => self.call.fail(error, true),
+            Err(error) => self.call.fail(error, true).await,
         }
         Ok(part?)
     }

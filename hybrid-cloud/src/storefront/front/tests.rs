@@ -7,14 +7,15 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, poll, stream};
 use hybrid_core::{
     BackendProfile, BoxFuture, BoxStream, CallContext, Clock, Error, ErrorKind, Event, IdSource, InferenceBackend,
     Limits, Locality, ManualClock, Reply, ReplyMeta, RequestId, Result, SeededIds, ServedModel, TenantId, Usage,
     task::{Classification, Classify, ClassifyRequest, ClassifyResponse, LabelScore},
 };
+use tokio::sync::oneshot;
 
-use super::{Admitted, Front, Model, Offer, Ports};
+use super::{Admitted, ENTRY_WAIT, Front, Model, Offer, Ports};
 use crate::storefront::{
     StorefrontLimits,
     audit::{Audit, AuditEntry, AuditFailure, AuditOptions, AuditSink, Outcome},
@@ -90,6 +91,24 @@ impl AuditSink for Entries {
     }
 }
 
+/// Keeps entries, or does not, when it is told to.
+#[derive(Debug, Default)]
+struct Later(Mutex<Vec<oneshot::Sender<Result<()>>>>);
+
+impl AuditSink for Later {
+    fn append(&self, _: AuditEntry) -> BoxFuture<'static, Result<()>> {
+        let (done, kept) = oneshot::channel();
+        self.0.lock().unwrap().push(done);
+        Box::pin(async { kept.await.unwrap() })
+    }
+}
+
+impl Later {
+    fn fail(&self) {
+        self.0.lock().unwrap().remove(0).send(Err(Error::unavailable("append", "the disk is gone"))).unwrap();
+    }
+}
+
 struct Shop {
     admitted: Admitted,
     clock: ManualClock,
@@ -98,11 +117,14 @@ struct Shop {
 
 fn shop(items: &[Item], on_failure: AuditFailure) -> Shop {
     let (clock, entries) = (ManualClock::default(), Arc::<Entries>::default());
+    Shop { admitted: admitted(items, on_failure, entries.clone(), &clock), clock, entries }
+}
+
+fn admitted(items: &[Item], on_failure: AuditFailure, sink: Arc<dyn AuditSink>, clock: &ManualClock) -> Admitted {
     let shared: Arc<dyn Clock> = Arc::new(clock.clone());
     let ids: Arc<dyn IdSource> = Arc::new(SeededIds::default());
     let quota = |_: &TenantId| TenantQuota { streams: Some(1), ..TenantQuota::default() };
     let backend: Arc<dyn InferenceBackend<Classify>> = Arc::new(Script(Mutex::new(items.to_vec())));
-    let sink: Arc<dyn AuditSink> = entries.clone();
     let ports = Ports {
         audit: Some(Audit { sink, options: AuditOptions { on_failure, content: true } }),
         trace_content: false,
@@ -123,12 +145,11 @@ fn shop(items: &[Item], on_failure: AuditFailure) -> Shop {
         checks: Vec::new(),
     };
     let deadline = clock.monotonic().plus(Duration::from_secs(30));
-    let admitted = Admitted {
+    Admitted {
         front: Arc::new(Front::new(ports)),
         principal: Arc::new(Principal::new(TenantId::single(), "anna")),
         edge: Edge { request: RequestId::next(&*ids), deadline, trace: None },
-    };
-    Shop { admitted, clock, entries }
+    }
 }
 
 impl Shop {
@@ -220,4 +241,62 @@ async fn a_stream_that_cannot_be_audited_does_not_begin_unless_that_is_allowed()
     late.entries.0.lock().unwrap().1 = true;
     assert_eq!(events.next().await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
     assert!(events.next().await.is_none());
+}
+
+#[tokio::test]
+async fn an_error_leaves_once_its_entry_is_kept_or_counted() {
+    let (sink, clock) = (Arc::<Later>::default(), ManualClock::default());
+    let admitted = admitted(&[Item::Delta, Item::Fail], AuditFailure::Refuse, sink.clone(), &clock);
+    let model = admitted.model::<Classify>(None).unwrap();
+    let unaudited = || admitted.front.unaudited();
+    let mut asking = Box::pin(admitted.infer(&model, ClassifyRequest::one("x")));
+    assert!(poll!(&mut asking).is_pending());
+    let done = sink.0.lock().unwrap().remove(0);
+    done.send(Ok(())).unwrap();
+    assert_eq!(asking.await.unwrap_err().code(), "unsupported");
+    assert_eq!(unaudited(), 0);
+
+    // What the disk says hides no error.
+    let mut asking = Box::pin(admitted.infer(&model, ClassifyRequest::one("x")));
+    assert!(poll!(&mut asking).is_pending());
+    sink.fail();
+    assert_eq!(asking.await.unwrap_err().code(), "unsupported");
+    assert_eq!(unaudited(), 1);
+
+    // A disk that hangs holds no answer for ever.
+    let mut asking = Box::pin(admitted.infer(&model, ClassifyRequest::one("x")));
+    assert!(poll!(&mut asking).is_pending());
+    clock.advance(ENTRY_WAIT);
+    assert_eq!(asking.await.unwrap_err().code(), "unsupported");
+    assert_eq!(unaudited(), 2);
+}
+
+#[tokio::test]
+async fn an_entry_that_fails_when_its_caller_has_gone_is_counted() {
+    let (sink, clock) = (Arc::<Later>::default(), ManualClock::default());
+    let admitted = admitted(&[Item::Delta], AuditFailure::Refuse, sink.clone(), &clock);
+    let model = admitted.model::<Classify>(None).unwrap();
+    // One leaves while an error waits for its entry, the other while a stream waits to begin, which is two entries.
+    assert!(admitted.infer(&model, ClassifyRequest::one("x")).now_or_never().is_none());
+    assert!(admitted.stream(&model, ClassifyRequest::one("x")).now_or_never().is_none());
+    for counted in 1..=3 {
+        sink.fail();
+        // Whoever counts it runs on this very thread.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(admitted.front.unaudited(), counted);
+    }
+    assert!(sink.0.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_begin_in_time_ends_as_such() {
+    let shop = shop(&[Item::Hang], AuditFailure::Refuse);
+    let mut events = shop.stream().await.unwrap();
+    let mut next = Box::pin(events.next());
+    assert!(poll!(&mut next).is_pending());
+    shop.clock.advance(Duration::from_secs(30));
+    assert_eq!(next.now_or_never().unwrap().unwrap().unwrap_err().kind(), ErrorKind::Timeout);
+    assert_eq!(shop.outcomes(), [Outcome::Begun, Outcome::Failed("Timeout".to_owned())]);
 }

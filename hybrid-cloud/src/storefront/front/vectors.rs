@@ -85,10 +85,10 @@ impl Writing {
     }
 
     /// Ends it without anything written.
-    pub(crate) fn give_up(mut self, refused: &ApiError) {
+    pub(crate) async fn give_up(mut self, refused: &ApiError) {
         match refused.detail() {
-            Some(error) => self.0.fail(error, false),
-            None => self.0.fail(&Error::invalid("embed documents", "the texts were refused"), false),
+            Some(error) => self.0.fail(error, false).await,
+            None => self.0.fail(&Error::invalid("embed documents", "the texts were refused"), false).await,
         }
     }
 }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::StreamExt;
+use futures_util::{
+    StreamExt,
+    future::{Either, select},
+};
 use hybrid_core::{Clock, Error, Monotonic, Result};
 use jsonwebtoken::{
     DecodingKey,
@@ -15,6 +18,8 @@ use jsonwebtoken::{
 };
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::sync::OwnedMutexGuard;
+use tracing::Instrument;
 
 use super::{
     CredentialSource,
@@ -24,6 +29,8 @@ use super::{
 
 /// What an RSA modulus must have at least, in bytes (RFC 7518 §3.3).
 const RSA_BYTES: usize = 256;
+/// What a fetch may take, whatever its source: while it runs no other is begun.
+const FETCH_TIME: Duration = Duration::from_secs(30);
 
 /// A JWK set that is published at a URL, as identity providers do.
 #[derive(Clone)]
@@ -88,17 +95,25 @@ impl CredentialSource for JwksUrl {
     }
 }
 
-/// The keys known now, and when they were asked for.
+/// The keys of one issuer.
+///
+/// A fetch runs in a task of its own: whoever made it necessary may hang up, and what it costs, in time until the next one, must not be lost.
 #[derive(Debug)]
 pub(super) struct KeySet {
-    source: Arc<dyn CredentialSource>,
-    clock: Arc<dyn Clock>,
+    known: Arc<Known>,
     refetch_after: Duration,
     refresh_after: Duration,
-    known: RwLock<Arc<[Jwk]>>,
     /// When the last fetch was begun, successful or not. Whoever holds the lock fetches.
-    asked: tokio::sync::Mutex<Option<Monotonic>>,
-    /// When the keys known were fetched.
+    asked: Arc<tokio::sync::Mutex<Option<Monotonic>>>,
+}
+
+/// The keys known now, and where they come from.
+#[derive(Debug)]
+struct Known {
+    source: Arc<dyn CredentialSource>,
+    clock: Arc<dyn Clock>,
+    keys: RwLock<Arc<[Jwk]>>,
+    /// When they were fetched.
     fetched: RwLock<Option<Monotonic>>,
 }
 
@@ -109,63 +124,74 @@ impl KeySet {
         refetch_after: Duration,
         refresh_after: Duration,
     ) -> Self {
-        Self {
-            source,
-            clock,
-            refetch_after,
-            refresh_after,
-            known: RwLock::new(Arc::new([])),
-            asked: tokio::sync::Mutex::default(),
-            fetched: RwLock::default(),
-        }
+        let known = Known { source, clock, keys: RwLock::new(Arc::new([])), fetched: RwLock::default() };
+        Self { known: Arc::new(known), refetch_after, refresh_after, asked: Arc::default() }
     }
 
     /// The key called `id` for `algorithm`, or where a token names none the only one that there is for it.
     pub(super) async fn find(&self, id: Option<&str>, algorithm: JwtAlgorithm) -> Result<DecodingKey> {
-        let fetched = *self.fetched.read().unwrap_or_else(PoisonError::into_inner);
-        let old = fetched.is_some_and(|at| self.clock.monotonic().since(at) >= self.refresh_after);
-        if old && let Ok(mut asked) = self.asked.try_lock() {
+        let old = self.known.fetched().is_some_and(|at| self.known.clock.monotonic().since(at) >= self.refresh_after);
+        if old && let Ok(asked) = Arc::clone(&self.asked).try_lock_owned() {
             // The keys known stay in force, and one caller alone waits.
-            let _ = self.fetch(&mut asked).await;
+            let _ = self.fetch(asked).await;
         }
-        if let Some(key) = self.look_up(id, algorithm)? {
+        if let Some(key) = self.known.look_up(id, algorithm)? {
             return Ok(key);
         }
-        let mut asked = self.asked.lock().await;
+        let asked = Arc::clone(&self.asked).lock_owned().await;
         // Somebody may have fetched them meanwhile.
-        if let Some(key) = self.look_up(id, algorithm)? {
+        if let Some(key) = self.known.look_up(id, algorithm)? {
             return Ok(key);
         }
-        self.fetch(&mut asked).await?;
-        self.look_up(id, algorithm)?.ok_or_else(|| refused("the token's key is not known"))
+        self.fetch(asked).await?;
+        self.known.look_up(id, algorithm)?.ok_or_else(|| refused("the token's key is not known"))
     }
 
     /// Fetches the keys unless that was tried a short while ago.
     ///
     /// # Errors
     /// Those of the source, where there are no keys yet that could stay in force.
-    async fn fetch(&self, asked: &mut Option<Monotonic>) -> Result<()> {
-        let now = self.clock.monotonic();
-        let none = self.fetched.read().unwrap_or_else(PoisonError::into_inner).is_none();
-        if asked.is_some_and(|asked| now.since(asked) < self.refetch_after) {
-            let wait = self.refetch_after.saturating_sub(now.since(asked.unwrap_or_default()));
+    ///
+    /// # Cancel safety
+    /// A fetch that was begun goes on when the future is dropped.
+    async fn fetch(&self, mut asked: OwnedMutexGuard<Option<Monotonic>>) -> Result<()> {
+        let now = self.known.clock.monotonic();
+        if let Some(ago) = asked.map(|asked| now.since(asked)).filter(|ago| *ago < self.refetch_after) {
             let away = Error::unavailable("fetch keys", "the issuer's keys could not be fetched a short while ago");
-            return if none { Err(away.with_retry_after(wait)) } else { Ok(()) };
+            let none = self.known.fetched().is_none();
+            return if none { Err(away.with_retry_after(self.refetch_after.saturating_sub(ago))) } else { Ok(()) };
         }
         *asked = Some(now);
-        let fresh = match self.source.fetch().await {
-            Ok(bytes) => parse(&bytes),
-            Err(error) => Err(error),
+        let known = Arc::clone(&self.known);
+        let fetch = async move {
+            let outcome = known.fetch(now).await;
+            // Held until here, so that whoever waits for it finds the new keys.
+            drop(asked);
+            outcome
+        };
+        tokio::spawn(fetch.in_current_span())
+            .await
+            .map_err(|error| Error::internal("fetch keys", "the fetch broke off").with_source(error))?
+    }
+}
+
+impl Known {
+    async fn fetch(&self, now: Monotonic) -> Result<()> {
+        let fresh = match select(self.source.fetch(), self.clock.sleep(FETCH_TIME)).await {
+            Either::Left((Ok(bytes), _)) => parse(&bytes),
+            Either::Left((Err(error), _)) => Err(error),
+            Either::Right(_) => Err(Error::timeout("fetch keys", "the source did not answer in time")
+                .with("limit", format_args!("{FETCH_TIME:?}"))),
         };
         match fresh {
             Ok(keys) => {
-                *self.known.write().unwrap_or_else(PoisonError::into_inner) = keys.into();
+                *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys.into();
                 *self.fetched.write().unwrap_or_else(PoisonError::into_inner) = Some(now);
                 Ok(())
             }
             Err(error) => {
                 tracing::warn!(%error, "the issuer's keys could not be fetched; those known stay in force");
-                if none {
+                if self.fetched().is_none() {
                     Err(Error::unavailable("fetch keys", "there are no keys yet").with_source(error))
                 } else {
                     Ok(())
@@ -174,9 +200,13 @@ impl KeySet {
         }
     }
 
+    fn fetched(&self) -> Option<Monotonic> {
+        *self.fetched.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn look_up(&self, id: Option<&str>, algorithm: JwtAlgorithm) -> Result<Option<DecodingKey>> {
-        let known = Arc::clone(&self.known.read().unwrap_or_else(PoisonError::into_inner));
-        let mut fitting = known
+        let keys = Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner));
+        let mut fitting = keys
             .iter()
             .filter(|key| id.is_none_or(|id| key.common.key_id.as_deref() == Some(id)) && fits(key, algorithm));
         match (fitting.next(), fitting.next()) {

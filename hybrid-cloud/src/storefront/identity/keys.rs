@@ -23,6 +23,16 @@ const SECRET_BYTES: usize = 32;
 const ID_DIGITS: usize = (ID_BYTES * 8).div_ceil(5);
 const KEY_LENGTH: usize = PREFIX.len() + ID_DIGITS + 1 + (SECRET_BYTES * 8).div_ceil(5);
 
+/// Whether `text` has the form of an API key.
+pub(in crate::storefront) fn is_key(text: &str) -> bool {
+    let base32 = |part: &str| part.bytes().all(|byte| DIGITS.contains(&byte));
+    text.len() == KEY_LENGTH
+        && text
+            .strip_prefix(PREFIX)
+            .and_then(|digits| digits.split_once('_'))
+            .is_some_and(|(id, secret)| id.len() == ID_DIGITS && base32(id) && base32(secret))
+}
+
 /// What is kept of an API key: enough to know it again, not enough to use it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -248,7 +258,8 @@ mod tests {
     fn a_new_key_has_the_documented_form_and_does_not_print_itself() {
         let now = Timestamp::UNIX_EPOCH;
         let key = NewKey::generate(TenantId::single(), "shop", now).unwrap();
-        assert_eq!(key.reveal().len(), KEY_LENGTH);
+        assert!(is_key(key.reveal()) && key.reveal().len() == KEY_LENGTH);
+        assert!(!is_key(&key.reveal().to_uppercase()) && !is_key(&key.reveal()[1..]));
         assert_eq!(key.record().sha256, Digest::of(key.reveal().as_bytes()));
         assert!(!format!("{key:?}").contains(key.reveal()));
         assert_ne!(key.reveal(), NewKey::generate(TenantId::single(), "shop", now).unwrap().reveal());

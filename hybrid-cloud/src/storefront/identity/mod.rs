@@ -17,6 +17,7 @@ mod source;
 pub use jwks::JwksUrl;
 #[cfg(feature = "jwt")]
 pub use jwt::{JwtAlgorithm, JwtAuthenticator, JwtOptions, TenantFrom};
+pub(super) use keys::is_key;
 pub use keys::{ApiKeys, KeyList, KeyRecord, NewKey};
 pub use source::{CredentialFile, CredentialSource};
 

@@ -140,9 +140,12 @@ impl Quotas {
         }
         if let Some(limit) = quota.tokens_per_minute {
             // A call that is likelier larger than a whole minute waits for a whole minute and overdraws it.
-            let tokens = estimate.tokens.min(limit);
-            let taken = lock(&holding.used.tokens).take(self.clock.monotonic(), limit, tokens);
-            taken.map_err(|wait| ApiError::rate_limited(Limited::Tokens, limit, wait))?;
+            let tokens = estimate.tokens.min(limit.max(1));
+            // What asks no model need not wait until an overdrawn minute is made up for.
+            if estimate.tokens > 0 {
+                let taken = lock(&holding.used.tokens).take(self.clock.monotonic(), limit, tokens);
+                taken.map_err(|wait| ApiError::rate_limited(Limited::Tokens, limit, wait))?;
+            }
             holding.tokens = Some((limit, tokens));
         }
         if let Some(per_day) = quota.money_per_day {
@@ -157,6 +160,13 @@ impl Quotas {
                     holding.release();
                     return Err(match error.kind() {
                         ErrorKind::RateLimited => ApiError::budget_spent(error),
+                        // The operator's mistake, such as two currencies: nothing is wrong with the request.
+                        ErrorKind::InvalidInput
+                        | ErrorKind::Unsupported
+                        | ErrorKind::TooLarge
+                        | ErrorKind::PolicyDenied => {
+                            Error::internal("hold budget", "the budget cannot hold a price").with_source(error).into()
+                        }
                         _ => error.into(),
                     });
                 }

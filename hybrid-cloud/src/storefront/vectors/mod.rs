@@ -208,7 +208,7 @@ pub(super) async fn upsert(admitted: Admitted, json: JsonText) -> Result<Json<Up
                 usage = Some(used);
             }
             Err(refused) => {
-                writing.give_up(&refused);
+                writing.give_up(&refused).await;
                 return Err(refused);
             }
         }

@@ -201,6 +201,8 @@ enum Block {
     Call {
         index: u32,
         kind: ToolUseKind,
+        /// Whether any of its arguments were told.
+        told: bool,
     },
     /// Nothing that this API has a place for.
     Hidden,
@@ -235,9 +237,10 @@ impl AnswerWriter {
             ChatDelta::BlockStart { block, part, .. } => (choice.begin(block, part), None),
             ChatDelta::Block { block, delta, .. } => (choice.add(block, delta), None),
             ChatDelta::Logprobs { logprobs, .. } => (Some(AnswerDelta::default()), Some(write_logprobs(logprobs))),
+            ChatDelta::BlockStop { block, .. } => (choice.end(|ended| ended == block), None),
             ChatDelta::Stop { reason, .. } => {
                 choice.stopped = Some(reason);
-                (None, None)
+                (choice.end(|_| true), None)
             }
             _ => (None, None),
         };
@@ -325,11 +328,12 @@ impl ChoiceWriter {
             ContentPart::ToolUse(tool_use) => {
                 let (index, kind) = (self.calls, tool_use.kind);
                 let text = if tool_use.input.is_null() { String::new() } else { input_text(&tool_use) };
+                let told = !text.is_empty();
                 match begin_call(tool_use, Some(index), text) {
                     Some(call) => {
                         self.calls += 1;
                         delta.tool_calls = Some(vec![call]);
-                        Block::Call { index, kind }
+                        Block::Call { index, kind, told }
                     }
                     None => Block::Hidden,
                 }
@@ -378,7 +382,8 @@ impl ChoiceWriter {
                 let audio = AudioPart { expires_at: Some(time), ..AudioPart::default() };
                 delta.audio = Some(AudioAnswer { data: None, ..write_audio(audio) });
             }
-            (Block::Call { index, kind }, BlockDelta::ToolInput(text)) => {
+            (Block::Call { index, kind, told }, BlockDelta::ToolInput(text)) => {
+                *told |= !text.is_empty();
                 let (function, custom) = match kind {
                     ToolUseKind::Custom => (None, Some(CustomCall { name: None, input: Some(text) })),
                     _ => (Some(FunctionCall { name: None, arguments: Some(Value::String(text)) }), None),
@@ -389,5 +394,20 @@ impl ChoiceWriter {
             _ => {}
         }
         (delta != AnswerDelta::default()).then_some(delta)
+    }
+
+    /// What is left to say of calls that have ended: providers send nothing for a tool without arguments, and nothing is no JSON.
+    fn end(&mut self, ends: impl Fn(u32) -> bool) -> Option<AnswerDelta> {
+        let mut calls = Vec::new();
+        for (block, begun) in &mut self.blocks {
+            if let Block::Call { index, kind: ToolUseKind::Function, told: told @ false } = begun
+                && ends(*block)
+            {
+                *told = true;
+                let function = FunctionCall { name: None, arguments: Some(Value::String("{}".to_owned())) };
+                calls.push(ToolCall { index: Some(*index), function: Some(function), ..ToolCall::default() });
+            }
+        }
+        (!calls.is_empty()).then(|| AnswerDelta { tool_calls: Some(calls), ..AnswerDelta::default() })
     }
 }

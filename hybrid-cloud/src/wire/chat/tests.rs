@@ -2,11 +2,11 @@
 
 use hybrid_core::{
     Error, ErrorKind, Result, Task, Usage,
-    task::{Chat, ChatResponse, ContentPart, StopReason, ToolUse},
+    task::{BlockDelta, Chat, ChatDelta, ChatResponse, ContentPart, StopReason, ToolUse},
 };
 use serde_json::{Value, json};
 
-use super::{AnswerReader, Chunk, CompletionRequest, caller_words, read_request};
+use super::{AnswerReader, AnswerWriter, Chunk, CompletionRequest, Heading, caller_words, read_request};
 
 fn read(chunks: impl IntoIterator<Item = Value>) -> Result<(ChatResponse, Option<Usage>)> {
     let mut reader = AnswerReader::new("r-1", None);
@@ -157,4 +157,35 @@ fn refusals_name_what_the_caller_sent() {
     assert_eq!(renamed("sampling.max_tokens", 0), "max_completion_tokens");
     assert_eq!(renamed("tools[2].input_schema", 0), "tools[2].function.parameters");
     assert_eq!(renamed("response_format.schema", 0), "response_format.json_schema.schema");
+}
+
+#[test]
+fn a_streamed_call_without_arguments_ends_with_an_empty_object() {
+    let start = |block, id: &str| ChatDelta::BlockStart {
+        choice: 0,
+        block,
+        part: ToolUse { input: Value::Null, ..ToolUse::new(id, "now", json!({})) }.into(),
+    };
+    let input = ChatDelta::Block { choice: 0, block: 1, delta: BlockDelta::ToolInput("{\"at\":1}".to_owned()) };
+    let heading = Heading { id: "c".to_owned(), created: 0, model: "m".to_owned() };
+    let mut writer = AnswerWriter::new(heading, false);
+    let deltas = [
+        start(0, "a"),
+        ChatDelta::BlockStop { choice: 0, block: 0 },
+        start(1, "b"),
+        input,
+        ChatDelta::BlockStop { choice: 0, block: 1 },
+        // One that nobody said was whole.
+        start(2, "c"),
+        ChatDelta::Stop { choice: 0, reason: StopReason::ToolUse, sequence: None },
+    ];
+    let mut arguments = [String::new(), String::new(), String::new()];
+    for chunk in deltas.into_iter().flat_map(|delta| writer.write(delta)) {
+        let calls = chunk.choices.into_iter().flat_map(|choice| choice.delta.tool_calls.unwrap_or_default());
+        for call in calls {
+            let told = call.function.unwrap().arguments.unwrap();
+            arguments[call.index.unwrap() as usize].push_str(told.as_str().unwrap());
+        }
+    }
+    assert_eq!(arguments, ["{}", "{\"at\":1}", "{}"]);
 }

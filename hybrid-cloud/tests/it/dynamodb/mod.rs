@@ -9,7 +9,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use aws_sdk_dynamodb::{Client, types::AttributeValue};
+use aws_sdk_dynamodb::{
+    Client,
+    types::{AttributeValue, TimeToLiveSpecification, TimeToLiveStatus},
+};
 use hybrid_cloud::{
     aws::{AwsConfig, AwsOptions, Retry},
     dynamodb::{DynamoRecordOptions, DynamoRecordStore},
@@ -116,6 +119,21 @@ async fn behind_proxy() -> (Moto, FaultProxy, DynamoRecordStore) {
     store.create_table().await.unwrap();
     store.create_table().await.unwrap();
     (server, proxy, store)
+}
+
+#[tokio::test]
+async fn a_table_that_was_made_without_an_end_of_records_gets_it() {
+    let (_server, proxy, store) = behind_proxy().await;
+    let client = Client::new(config(proxy.endpoint()).await.sdk());
+    let status = async || {
+        let described = client.describe_time_to_live().table_name("records").send().await.unwrap();
+        described.time_to_live_description.unwrap().time_to_live_status
+    };
+    let off = TimeToLiveSpecification::builder().enabled(false).attribute_name("ttl").build().unwrap();
+    client.update_time_to_live().table_name("records").time_to_live_specification(off).send().await.unwrap();
+    assert_eq!(status().await, Some(TimeToLiveStatus::Disabled));
+    store.create_table().await.unwrap();
+    assert_eq!(status().await, Some(TimeToLiveStatus::Enabled));
 }
 
 fn place() -> (TenantId, CollectionName, RecordKey) {

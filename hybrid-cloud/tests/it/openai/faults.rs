@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use hybrid_cloud::{
     openai::OpenAiCompatible,
-    testkit::openai::{Answer, Fault},
+    testkit::openai::{Answer, Fault, chat_completion},
 };
 use hybrid_core::{
     BoxStream, CallContext, ErrorKind, Event, InferenceBackend, Result,
@@ -104,6 +104,36 @@ async fn a_stream_that_stalls_at_any_byte_ends_at_the_stall_limit() {
         .await;
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{at}: {error}");
         assert!(error.to_string().contains("stalled"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_whole_answer_and_a_refusal_that_stall_end_at_the_stall_limit() {
+    let (server, backend) = backend().await;
+    let refusal = || Answer::error(400, "invalid_request_error", "too much salt");
+    for (answer, kind) in [
+        (
+            Answer::json(200, &chat_completion("loaf", "Two loaves.")).with_fault(20, Fault::Stall),
+            ErrorKind::Unavailable,
+        ),
+        (refusal().with_fault(10, Fault::Stall), ErrorKind::InvalidInput),
+    ] {
+        server.answer_now(answer);
+        let (cx, clock) = context();
+        let backend = backend.clone();
+        let call =
+            tokio::spawn(async move { InferenceBackend::<Chat>::infer(&backend, &cx, ChatRequest::user("hi")).await });
+        let error = soon(async {
+            while !call.is_finished() {
+                if clock.sleepers() > 0 {
+                    clock.advance(Duration::from_secs(60));
+                }
+                tokio::task::yield_now().await;
+            }
+            call.await.unwrap().expect_err("half an answer was taken for whole")
+        })
+        .await;
+        assert_eq!(error.kind(), kind, "{error}");
     }
 }
 

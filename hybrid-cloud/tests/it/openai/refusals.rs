@@ -16,7 +16,7 @@ use hybrid_core::{
 use serde_json::json;
 
 use super::rig::{backend, config, context};
-use crate::storefront::rig::{asleep, soon};
+use crate::storefront::rig::{asleep_within, soon};
 
 fn busy(status: u16) -> Answer {
     Answer::error(status, "busy", "come back")
@@ -41,13 +41,14 @@ async fn a_busy_server_is_asked_again_after_the_wait_it_asks_for() {
         let backend = backend.clone();
         async move { InferenceBackend::<Chat>::infer(&*backend, &cx, ChatRequest::user("hi")).await }
     });
-    asleep(&clock, 1).await;
+    // While the refusal is read there is the limit of its standing still too.
+    asleep_within(&clock, Duration::from_secs(7)).await;
     clock.advance(Duration::from_millis(6_999));
     tokio::task::yield_now().await;
     assert_eq!(server.requests().len(), 1);
     clock.advance(Duration::from_millis(1));
     soon(server.until_requests(2)).await;
-    asleep(&clock, 1).await;
+    asleep_within(&clock, Duration::from_secs(1)).await;
     clock.advance(Duration::from_secs(1));
     assert_eq!(soon(call).await.unwrap().unwrap().response.text(), "hello");
     assert_eq!(server.requests().len(), 3);

@@ -112,6 +112,20 @@ async fn no_extension_is_asked_for_that_the_server_refuses() {
 }
 
 #[tokio::test]
+async fn a_lease_with_hours_left_is_handed_over_as_late_as_the_queue_can_wait() {
+    let server = Clocked::start(Kind::Ministack).await;
+    let queue = open(&server, "long-lease", 3).await;
+    queue.send_one(NewMessage::new("x")).await.unwrap();
+    let held = take(&queue, 10 * HOUR).await.unwrap();
+    server.advance(HOUR);
+    let refused = queue.extend_one(&held.receipt, 11 * HOUR + 50 * MINUTE).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::LeaseLost, "{refused}");
+    server.advance(MAX_DELAY + Duration::from_secs(1));
+    let follow_on = take(&queue, HOUR).await.unwrap();
+    assert_eq!((&follow_on.id, follow_on.attempt), (&held.id, held.attempt));
+}
+
+#[tokio::test]
 async fn a_nack_near_the_limit_keeps_its_delay() {
     let server = Clocked::start(Kind::Ministack).await;
     let queue = open(&server, "returned", 5).await;

@@ -24,7 +24,7 @@ use hybrid_cloud::storefront::{
 use hybrid_core::{Cancellation, Clock, Document, Error, ErrorKind, ManualClock, Result, Timestamp};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 
 use super::rig::{asleep, builder, call, from, get, noon, orders, soon, tenant};
 
@@ -417,6 +417,58 @@ async fn an_issuer_that_is_away_from_the_start_is_no_refusal() {
     time.advance(Duration::from_secs(60));
     assert_eq!(call(&router, from(&token, get("/v1/models"))).await.status, 200);
     assert_eq!(source.fetched(), 2);
+}
+
+/// A source that answers when it is let.
+#[derive(Debug)]
+struct Slow(Arc<Source>, Semaphore);
+
+impl Slow {
+    fn of(document: impl AsRef<[u8]>) -> Arc<Self> {
+        Arc::new(Self(Source::of(document), Semaphore::new(0)))
+    }
+}
+
+#[async_trait]
+impl CredentialSource for Slow {
+    async fn fetch(&self) -> Result<Vec<u8>> {
+        let document = self.0.fetch().await;
+        self.1.acquire().await.unwrap().forget();
+        document
+    }
+}
+
+#[tokio::test]
+async fn who_hangs_up_while_the_keys_are_fetched_leaves_them_to_the_others() {
+    let (time, issuer) = (noon(), Issuer::new("k1"));
+    let source = Slow::of(set([issuer.jwk()]));
+    let jwt = tokens(source.clone(), &time);
+    let token = issuer.sign(&claims());
+    tokio::select! {
+        answer = jwt.authenticate(&token) => panic!("the keys are not there yet: {answer:?}"),
+        () = asleep(&time, 1) => {}
+    }
+    source.1.add_permits(1);
+    soon(who(&jwt, &token)).await;
+    assert_eq!(source.0.fetched(), 1);
+}
+
+#[tokio::test]
+async fn a_source_that_never_answers_is_asked_again() {
+    let (time, issuer) = (noon(), Issuer::new("k1"));
+    let source = Slow::of(set([issuer.jwk()]));
+    let jwt = tokens(source.clone(), &time);
+    let token = issuer.sign(&claims());
+    let away = async {
+        asleep(&time, 1).await;
+        time.advance(Duration::from_secs(30));
+    };
+    let (answer, ()) = soon(async { tokio::join!(jwt.authenticate(&token), away) }).await;
+    assert_eq!(answer.unwrap_err().kind(), ErrorKind::Unavailable);
+    time.advance(Duration::from_secs(30));
+    source.1.add_permits(1);
+    soon(who(&jwt, &token)).await;
+    assert_eq!(source.0.fetched(), 2);
 }
 
 #[tokio::test]

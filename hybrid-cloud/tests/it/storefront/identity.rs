@@ -227,6 +227,28 @@ async fn a_scope_that_is_missing_is_named() {
 }
 
 #[tokio::test]
+async fn a_router_that_is_nested_asks_for_what_it_asks_for_anywhere() {
+    let nested = |mut request: Request<Body>| {
+        *request.uri_mut() = format!("/api{}", request.uri()).parse().unwrap();
+        request
+    };
+    let storefront = shop(&Arc::default());
+    let (inner, erase) = (storefront.router(), || Request::delete("/v1/records").body(Body::empty()).unwrap());
+    for router in [Router::new().nest("/api", inner.clone()), Router::new().nest_service("/api", inner)] {
+        for route in storefront.routes() {
+            let stranger = call(&router, nested(request(&route, "messages"))).await;
+            assert_eq!(stranger.status, if route.scope.is_none() { 200 } else { 401 }, "{route:?}");
+            let reader = call(&router, nested(from("reader", request(&route, "messages")))).await;
+            let may = matches!(route.scope, None | Some(Scope::ModelsRead));
+            assert_eq!(reader.status, if may { 200 } else { 403 }, "{route:?}");
+        }
+        assert_eq!(call(&router, nested(from("a", erase()))).await.status, 200);
+        assert_eq!(call(&router, nested(get("/v1/nothing"))).await.status, 401);
+        assert_eq!(call(&router, nested(from("a", get("/v1/nothing")))).await.error("code"), "not_found");
+    }
+}
+
+#[tokio::test]
 async fn credentials_that_do_not_hold_are_refused_and_say_no_more_than_the_message() {
     let router = shop(&Arc::default()).router();
     for (token, status, code, message) in [

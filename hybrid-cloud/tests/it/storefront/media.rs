@@ -17,7 +17,7 @@ use hybrid_core::{
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::rig::{Answer, builder, call, noon, post, soon};
+use super::rig::{Answer, asleep, builder, call, noon, post, soon};
 
 fn always<T: Task>(answer: T::Response) -> Arc<ScriptedBackend<T>> {
     Arc::new(ScriptedBackend::new("scripted", std::iter::repeat_with(move || Ok(answer.clone())).take(32)))
@@ -210,6 +210,25 @@ async fn an_upload_over_its_limit_or_broken_off_is_refused() {
     assert_eq!(call(&router, post(EARS, "{}")).await.error("code"), "unsupported_media_type");
     let unnamed = Request::post(EARS).header("content-type", "multipart/form-data").body(Body::empty()).unwrap();
     assert_eq!(call(&router, unnamed).await.error("code"), "unsupported_media_type");
+}
+
+#[tokio::test]
+async fn no_more_uploads_are_read_at_once_than_there_may_be() {
+    let clock = noon();
+    let limits = StorefrontLimits { uploads: 1, ..StorefrontLimits::default() };
+    let router = builder(&clock).transcribe("ears", ears()).limits(limits).build().unwrap().router();
+    let upload = || form(EARS, &[], Some(("a.wav", b"RIFF")));
+    let never = Body::from_stream(futures_util::stream::pending::<std::io::Result<Vec<u8>>>());
+    let slow = tokio::spawn({
+        let (router, slow) = (router.clone(), upload().map(|_| never));
+        async move { call(&router, slow).await }
+    });
+    asleep(&clock, 1).await;
+    let second = call(&router, upload()).await;
+    assert_eq!((second.status, second.error("code")), (503, "overloaded"));
+    clock.advance(Duration::from_secs(30));
+    assert_eq!(slow.await.unwrap().status, 408);
+    assert_eq!(call(&router, upload()).await.status, 200);
 }
 
 #[tokio::test]

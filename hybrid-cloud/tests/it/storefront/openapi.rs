@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use axum::{body::Body, http::Request};
 use hybrid_cloud::storefront::Storefront;
 use hybrid_core::{Files, JobKind, memory::MemoryStore};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     media::{ears, painter, says, vectors},
@@ -97,6 +97,14 @@ async fn every_reference_leads_somewhere_and_every_route_says_who_may_use_it() {
         assert_eq!(parameters, path.matches('{').count(), "{path}");
         assert_eq!(operation["security"].as_array().unwrap().is_empty(), route.scope.is_none(), "{path}");
         assert!(operation["responses"]["default"].is_object() && operation["summary"].is_string(), "{path}");
+    }
+    let schema = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
+    let judge = &document["paths"]["/v1/judgments"]["post"];
+    for (content, one, list) in [
+        (&judge["requestBody"]["content"], "JudgmentRequest", "JudgmentListRequest"),
+        (&judge["responses"]["201"]["content"], "Judgment", "JudgmentList"),
+    ] {
+        assert_eq!(content["application/json"]["schema"], json!({ "oneOf": [schema(one), schema(list)] }));
     }
     let chat = &document["components"]["schemas"]["CompletionRequest"];
     assert!(chat["properties"]["messages"].is_object() && chat["properties"]["stream"].is_object(), "{chat}");

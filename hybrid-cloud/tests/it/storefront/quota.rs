@@ -19,7 +19,9 @@ use hybrid_core::{
 };
 use serde_json::json;
 
-use super::rig::{Answer, Gate, Tokens, builder, call, classify, from, get, labelled, noon, orders, tenant};
+use super::rig::{
+    Answer, Gate, Sink, Tokens, builder, call, classify, dataset, from, get, labelled, noon, orders, post, tenant,
+};
 
 fn usd(decimal: &str) -> Money {
     Money::new(Currency::USD, decimal).unwrap()
@@ -143,6 +145,23 @@ async fn tokens_are_settled_with_what_a_call_has_used() {
 }
 
 #[tokio::test]
+async fn an_overdrawn_minute_holds_up_nothing_that_asks_no_model() {
+    let shop = |limit| {
+        let quota = TenantQuota { tokens_per_minute: Some(limit), ..TenantQuota::default() };
+        let shop = builder(&noon()).classify("m", Metered::using(1_000)).judgments(Sink::failing([]), dataset());
+        shop.quotas(move |_| quota.clone()).build().unwrap().router()
+    };
+    let router = shop(400);
+    let ask = || classify(&json!({ "input": "x" }));
+    assert_eq!(call(&router, ask()).await.status, 200);
+    assert_eq!(call(&router, ask()).await.status, 429);
+    let judgment = json!({ "input": "x", "label": "order" }).to_string();
+    assert_eq!(call(&router, post("/v1/judgments", judgment)).await.status, 201);
+    // A limit of zero lets no model be asked, not even once.
+    assert_eq!(call(&shop(0), ask()).await.status, 429);
+}
+
+#[tokio::test]
 async fn a_day_whose_money_is_spent_is_not_worth_trying_again() {
     let clock = noon();
     // A call can cost 0.000528 at most, by its bytes and what templates add; it costs 0.0005.
@@ -217,6 +236,24 @@ async fn a_client_that_hangs_up_is_charged_what_was_held() {
     asking.abort();
     assert!(asking.await.unwrap_err().is_cancelled());
     assert_eq!(told(&ask(&router, "a").await).1, "insufficient_quota");
+}
+
+#[tokio::test]
+async fn a_price_that_does_not_work_out_is_the_storefronts_fault() {
+    let euros = || Money::new(Currency::EUR, "1").unwrap();
+    let profile = |output| {
+        let mut profile = (*Metered::using(0).profile()).clone();
+        profile.price.as_mut().unwrap().output = output;
+        profile
+    };
+    let backend = |profile| Arc::new(ScriptedBackend::<Classify>::with_profile(profile, [Ok(labelled("order"))]));
+    // The budget is in another currency than the price, and the price is in two.
+    for (per_day, output) in [(euros(), usd("1")), (usd("1"), euros())] {
+        let quota = TenantQuota { money_per_day: Some(per_day), ..TenantQuota::default() };
+        let answer = ask(&shop(&noon(), backend(profile(output)), quota), "a").await;
+        assert_eq!((answer.status, answer.error("code")), (500, "internal_error"), "{answer:?}");
+        assert!(!answer.body.to_string().contains("EUR"), "{answer:?}");
+    }
 }
 
 #[tokio::test]

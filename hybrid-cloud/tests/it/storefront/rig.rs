@@ -339,6 +339,16 @@ pub(crate) async fn keep_alive(stream: &mut TcpStream, head: &str, body: &str, e
     assert!(read.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&read));
 }
 
+/// Waits until somebody sleeps who wakes after `limit` at the latest.
+pub(crate) async fn asleep_within(clock: &ManualClock, limit: Duration) {
+    soon(async {
+        while clock.next_wake().is_none_or(|wake| wake > limit) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 /// Waits until `clock` has `count` sleepers: the moment when time may move.
 pub(crate) async fn asleep(clock: &ManualClock, count: usize) {
     soon(async {

@@ -133,6 +133,25 @@ async fn connections_over_the_limit_wait_for_one_to_end() {
 }
 
 #[tokio::test]
+async fn a_client_that_asks_on_and_on_and_never_reads_is_cut_off() {
+    let clock = noon();
+    let limits = StorefrontLimits { connections: 1, ..StorefrontLimits::default() };
+    let stall = limits.stream_stall;
+    let served = serve(&builder(&clock).classify("messages", orders()).limits(limits).build().unwrap()).await;
+    let mut deaf = TcpStream::connect(served.at).await.unwrap();
+    // The limit on heads, which sleeps on from then; the next sleeper is the limit on the answers that are not read.
+    asleep(&clock, 1).await;
+    let asks = "GET /healthz HTTP/1.1\r\nhost: shop\r\n\r\n".repeat(100);
+    let asking = async { while deaf.write_all(asks.as_bytes()).await.is_ok() {} };
+    tokio::select! {
+        () = asking => panic!("it was cut off before its time"),
+        () = asleep(&clock, 2) => clock.advance(stall),
+    }
+    let mut next = served.send("GET /healthz HTTP/1.1\nhost: shop\nconnection: close\n\n", b"").await;
+    assert!(read_all(&mut next).await.0.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
 async fn a_connection_serves_one_request_after_the_other() {
     let served = serve(&builder(&noon()).classify("messages", orders()).build().unwrap()).await;
     let mut stream = TcpStream::connect(served.at).await.unwrap();

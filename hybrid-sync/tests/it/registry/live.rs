@@ -52,6 +52,9 @@ impl InferenceBackend<Classify> for Label {
         if self.label == "cannot warm up" {
             return Err(Error::internal("infer", "nan"));
         }
+        if self.label == "too slow to warm up" {
+            return Err(Error::timeout("infer", "no answer"));
+        }
         drop(self.gate.acquire().await);
         let result = Classification { label: self.label.clone(), confidence: 1.0, scores: Vec::new() };
         Ok(Reply {
@@ -241,7 +244,7 @@ async fn a_request_in_flight_finishes_on_the_version_that_it_began_with() {
 
 #[tokio::test]
 async fn a_version_that_fails_is_reported_remembered_and_leaves_the_old_one_in_service() {
-    for bad in ["cannot load", "cannot warm up"] {
+    for bad in ["cannot load", "cannot warm up", "too slow to warm up"] {
         let front = Storefront::new();
         let live = front.live().await;
         let one = front.site.release(1, None).await;

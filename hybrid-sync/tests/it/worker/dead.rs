@@ -1,6 +1,9 @@
 //! Jobs whose deliveries are used up.
 
-use hybrid_core::{ArtifactStoreExt, Clock, Error, ErrorKind, JobId, JobStatus, Jobs, MessageId};
+use async_trait::async_trait;
+use hybrid_core::{
+    ArtifactStoreExt, Clock, DeadLetter, DeadLetters, Error, ErrorKind, JobId, JobStatus, Jobs, MessageId, Result,
+};
 use hybrid_sync::job::{DeadJobs, QueuedJobs, Told};
 
 use super::{orders::order, *};
@@ -125,5 +128,53 @@ async fn two_that_tell_at_once_tell_one_thing_whatever_breaks() {
     let notes = kitchen.store.list_all(&format!("t/default/jobs/{id}/dead/")).await.unwrap();
     assert_eq!(notes.len(), 1);
     assert!(status(&desk, id).await.stalled.is_some());
+    worker.stop().await;
+}
+
+/// Letters of which the first look sees none: another who looks has hidden them.
+#[derive(Debug)]
+struct Hidden {
+    inner: hybrid_core::memory::MemoryQueue,
+    looks: AtomicUsize,
+}
+
+#[async_trait]
+impl DeadLetters for Hidden {
+    async fn list(&self, max: usize, after: Option<&MessageId>) -> Result<Vec<DeadLetter>> {
+        match self.looks.fetch_add(1, Ordering::Relaxed) {
+            0 => Ok(Vec::new()),
+            _ => self.inner.list(max, after).await,
+        }
+    }
+
+    async fn redrive(&self, ids: &[MessageId]) -> Result<u64> {
+        self.inner.redrive(ids).await
+    }
+
+    async fn purge(&self, ids: &[MessageId]) -> Result<u64> {
+        self.inner.purge(ids).await
+    }
+}
+
+#[tokio::test]
+async fn a_letter_that_is_not_seen_is_neither_given_up_nor_sent_back() {
+    let (kitchen, good) = (Kitchen::new(2), Arc::new(AtomicUsize::new(0)));
+    let desk = desk(&kitchen);
+    let id = desk.submit(order(None)).await.unwrap();
+    let worker = kitchen.start_script(&failing(&good));
+    kitchen.advance(2000).await;
+    let all = letters(&dead(&kitchen, &Faults::none())).await;
+    assert_eq!(all.len(), 1);
+    let looked = || {
+        let hidden = Hidden { inner: kitchen.queue.clone(), looks: AtomicUsize::new(0) };
+        DeadJobs::new(Arc::new(hidden), Arc::new(kitchen.store.clone()), Arc::new(kitchen.clock.clone()))
+    };
+    assert_eq!(looked().give_up(&all).await.unwrap(), 0);
+    assert_eq!(looked().redrive(&all).await.unwrap(), 0);
+    assert_eq!((kitchen.dead().await, status(&desk, id).await.end), (1, None));
+    let again = looked();
+    assert_eq!(again.give_up(&all).await.unwrap(), 0);
+    assert_eq!(again.give_up(&all).await.unwrap(), 1);
+    assert!(status(&desk, id).await.end.is_some());
     worker.stop().await;
 }

@@ -66,7 +66,6 @@ async fn a_permanent_failure_is_the_result_at_once() {
         ErrorKind::Unsupported,
         ErrorKind::Untrusted,
         ErrorKind::PolicyDenied,
-        ErrorKind::PermissionDenied,
     ];
     for kind in permanent {
         assert!(is_permanent(kind));
@@ -90,6 +89,7 @@ async fn what_may_go_away_is_never_a_result() {
     for kind in [
         NotFound,
         AlreadyExists,
+        PermissionDenied,
         Unavailable,
         RateLimited,
         Timeout,

@@ -294,7 +294,7 @@ fn an_effect_has_the_jobs_own_key_and_never_the_results() {
         clock: Arc::new(kitchen.clock.clone()),
     };
     assert_eq!(context.effect_key("plan").unwrap().as_str(), format!("t/default/jobs/{}/plan", job.id));
-    for bad in ["result", "result/x", "", "../x"] {
+    for bad in ["result", "result/x", "job", "dead/x", "", "../x"] {
         assert_eq!(
             context.effect_key(bad).map_err(|error: Error| error.kind()).unwrap_err(),
             ErrorKind::InvalidInput,
