@@ -24,8 +24,8 @@ const FAILURES: [(ErrorKind, &str, &str); 8] = [
     (ErrorKind::PolicyDenied, "policy", "policy_denied"),
     (ErrorKind::Corrupt, "corrupt", "internal_error"),
     (ErrorKind::Untrusted, "untrusted", "internal_error"),
+    // Tried again until they are given up.
     (ErrorKind::PermissionDenied, "denied", "internal_error"),
-    // Tried again until it is given up.
     (ErrorKind::Internal, "bug", "internal_error"),
 ];
 
@@ -89,9 +89,9 @@ async fn a_customer_never_sees_the_kitchens_paths_in_what_becomes_of_a_job() {
     });
     // What is tried again has one try here, and stands still until somebody gives it up.
     let dead = DeadJobs::new(queue.clone(), store.clone(), clock);
-    let letters = until("both stand still", async || {
+    let letters = until("three stand still", async || {
         let letters = dead.list().await.unwrap();
-        (letters.len() == 2).then_some(letters)
+        (letters.len() == 3).then_some(letters)
     });
     let letters: Vec<_> = letters.await.into_iter().map(|found| found.letter.id).collect();
     dead.give_up(&letters).await.unwrap();
