@@ -180,7 +180,7 @@ impl ArtifactStore for ObjectStoreAdapter {
         let path = self.path(key)?;
         let nonce = self.ids.next_uuid().to_string();
         let taken = || Error::already_exists(CREATE, "the object exists").with("key", key);
-        let (mut attempt, mut unsure) = (1, false);
+        let mut attempt = 1;
         loop {
             let error = match self.put(&path, bytes.clone(), Some(&nonce)).await {
                 Ok(()) => return Ok(()),
@@ -198,8 +198,8 @@ impl ArtifactStore for ObjectStoreAdapter {
                         .with_source(error)
                 }
                 Ok(Owner::Nobody) => convert(CREATE, error),
-                // Who may create and not read still learns that the name is taken, unless it may be by an attempt of ours.
-                Err(StoreError::PermissionDenied { .. }) if exists && !unsure => return Err(taken()),
+                // Who may create and not read still learns that the name is taken, unless it may be by an earlier attempt of ours.
+                Err(StoreError::PermissionDenied { .. }) if exists && attempt == 1 => return Err(taken()),
                 Err(looking) if exists => convert(CREATE, looking),
                 Err(_) => convert(CREATE, error),
             };
@@ -207,7 +207,7 @@ impl ArtifactStore for ObjectStoreAdapter {
                 return Err(failed.with("key", key).with("attempts", attempt));
             }
             self.clock.sleep(FIRST_BACKOFF * 2_u32.pow(attempt - 1)).await;
-            (attempt, unsure) = (attempt + 1, true);
+            attempt += 1;
         }
     }
 

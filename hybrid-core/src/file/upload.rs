@@ -130,8 +130,8 @@ impl FileUpload {
         let bytes = mem::take(&mut self.buffer).freeze();
         let part = FilePart { digest: Digest::of(&bytes), bytes: bytes.len() as u64 };
         let key = part_key(&self.tenant, self.id, Some(self.nonce), &part.digest)?;
-        // A part may be there: the same bytes twice in one file.
         self.first.get_or_insert(self.files.clock.now());
+        // A part may be there: the same bytes twice in one file.
         self.files.store.create_same(&key, bytes).await?;
         self.parts.push(part);
         Ok(())

@@ -189,10 +189,8 @@ impl DeadJobs {
         let wanted = |dead: &DeadJob| ids.contains(&dead.letter.id);
         let found: Vec<_> = self.list().await?.into_iter().filter(wanted).collect();
         let letters = found.iter().map(|dead| dead.letter.id.clone()).collect();
-        Ok((
-            letters,
-            found.into_iter().filter_map(|DeadJob { letter, job }| job.map(|job| (job.id, (job, letter)))).collect(),
-        ))
+        let jobs = found.into_iter().filter_map(|DeadJob { letter, job }| job.map(|job| (job.id, (job, letter))));
+        Ok((letters, jobs.collect()))
     }
 
     async fn look(&self, job: &Job) -> Result<Standing> {

@@ -95,8 +95,7 @@ async fn release(stack: &Stack, kitchen: &Site, draft: Draft) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_version_of_the_kitchens_is_imported_into_bedrock_and_served_each_under_its_role() {
-    let (server, control) = bedrock();
-    let stack = Stack::deploy_with(&[("Bedrock", "true")], &[("bedrock", server.url())]).await;
+    let (server, control, stack) = bedrock().await;
     let role = stack.made["outputs"]["BedrockRoleArn"].as_str().unwrap();
     let kitchen = tempfile::tempdir().unwrap();
     let site = Site::open(&Locations::folder(kitchen.path())).await.unwrap();
@@ -143,8 +142,7 @@ async fn a_version_of_the_kitchens_is_imported_into_bedrock_and_served_each_unde
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_adapter_is_worked_into_its_base_before_it_is_imported() {
-    let (server, control) = bedrock();
-    let stack = Stack::deploy_with(&[("Bedrock", "true")], &[("bedrock", server.url())]).await;
+    let (_server, control, stack) = bedrock().await;
     let kitchen = tempfile::tempdir().unwrap();
     let site = Site::open(&Locations::folder(kitchen.path())).await.unwrap();
     let model = ModelName::new("baker").unwrap();
@@ -192,8 +190,7 @@ async fn an_adapter_is_worked_into_its_base_before_it_is_imported() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_base_of_bedrocks_is_fine_tuned_on_judged_conversations_and_served_each_under_its_role() {
-    let (server, control) = bedrock();
-    let stack = Stack::deploy_with(&[("Bedrock", "true")], &[("bedrock", server.url())]).await;
+    let (server, control, stack) = bedrock().await;
     let role = stack.made["outputs"]["BedrockRoleArn"].as_str().unwrap();
     let kitchen = tempfile::tempdir().unwrap();
     Site::open(&Locations::folder(kitchen.path())).await.unwrap().signers().unwrap();
@@ -238,13 +235,14 @@ async fn a_base_of_bedrocks_is_fine_tuned_on_judged_conversations_and_served_eac
     assert_eq!(used(&decided, "storefront"), BTreeSet::from(["bedrock:InvokeModel"]));
 }
 
-/// Bedrock, where jobs are done at once.
-fn bedrock() -> (BedrockServer, ControlPlane) {
+/// Bedrock, where jobs are done at once, and a stack that uses it.
+async fn bedrock() -> (BedrockServer, ControlPlane, Stack) {
     let (server, control) = (BedrockServer::start().unwrap(), ControlPlane::default());
     control.set_course(Course { looks: 0, ..Course::default() });
     let answering = control.clone();
     server.otherwise(move |request| answering.answer(request));
-    (server, control)
+    let stack = Stack::deploy_with(&[("Bedrock", "true")], &[("bedrock", server.url())]).await;
+    (server, control, stack)
 }
 
 /// Runs the program `bedrock` in the kitchen.

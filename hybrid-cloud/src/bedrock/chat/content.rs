@@ -16,7 +16,6 @@ use hybrid_core::{
         ToolUseKind,
     },
 };
-
 use serde_json::{Value, json};
 
 use super::{super::json, media, request::Mapper, tools};

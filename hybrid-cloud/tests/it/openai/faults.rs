@@ -8,11 +8,12 @@ use hybrid_cloud::{
     testkit::openai::{Answer, Fault, chat_completion},
 };
 use hybrid_core::{
-    BoxStream, CallContext, ErrorKind, Event, InferenceBackend, Result,
+    BoxStream, CallContext, ErrorKind, Event, InferenceBackend, ManualClock, Result,
     inference::collect_reply,
     task::{Chat, ChatRequest, ChatResponse, StopReason},
 };
 use serde_json::json;
+use tokio::task::JoinHandle;
 
 use super::rig::{backend, context};
 use crate::storefront::rig::soon;
@@ -82,6 +83,21 @@ async fn a_byte_that_is_no_text_is_an_error_wherever_it_stands() {
     }
 }
 
+/// What a call ends with while time passes whenever it waits.
+async fn stalled<T>(call: JoinHandle<T>, clock: &ManualClock) -> T {
+    soon(async {
+        while !call.is_finished() {
+            // Whatever the call waits for, it waits no longer than this.
+            if clock.sleepers() > 0 {
+                clock.advance(Duration::from_secs(60));
+            }
+            tokio::task::yield_now().await;
+        }
+        call.await.unwrap()
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_stream_that_stalls_at_any_byte_ends_at_the_stall_limit() {
     let (server, backend) = backend().await;
@@ -91,17 +107,7 @@ async fn a_stream_that_stalls_at_any_byte_ends_at_the_stall_limit() {
         let (cx, clock) = context();
         let backend = backend.clone();
         let call = tokio::spawn(async move { whole(&backend, &cx).await });
-        let error = soon(async {
-            while !call.is_finished() {
-                // Whatever the call waits for, it waits no longer than this.
-                if clock.sleepers() > 0 {
-                    clock.advance(Duration::from_secs(60));
-                }
-                tokio::task::yield_now().await;
-            }
-            call.await.unwrap().expect_err("a stalled stream was taken for whole")
-        })
-        .await;
+        let error = stalled(call, &clock).await.expect_err("a stalled stream was taken for whole");
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{at}: {error}");
         assert!(error.to_string().contains("stalled"), "{error}");
     }
@@ -123,16 +129,7 @@ async fn a_whole_answer_and_a_refusal_that_stall_end_at_the_stall_limit() {
         let backend = backend.clone();
         let call =
             tokio::spawn(async move { InferenceBackend::<Chat>::infer(&backend, &cx, ChatRequest::user("hi")).await });
-        let error = soon(async {
-            while !call.is_finished() {
-                if clock.sleepers() > 0 {
-                    clock.advance(Duration::from_secs(60));
-                }
-                tokio::task::yield_now().await;
-            }
-            call.await.unwrap().expect_err("half an answer was taken for whole")
-        })
-        .await;
+        let error = stalled(call, &clock).await.expect_err("half an answer was taken for whole");
         assert_eq!(error.kind(), kind, "{error}");
     }
 }
